@@ -1,0 +1,128 @@
+"""The gradient of the operators, as `torch.autograd.Function`s and registered on the operators themselves.
+
+Backward reads the features and what the operator returned, never the caller's bases: those may be a running
+average that has moved since.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import ops  # noqa: F401  defines torch.ops.ema_ops
+
+
+class EMAttentionFunction(torch.autograd.Function):
+    """The whole loop: (y, last bases, path, masses, lengths) of x [B, H, N, C] and bases [(B,) H, C, K]."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, bases, weight, num_iters, grad_iters, scale, eps, eps_mode, backend):
+        return torch.ops.ema_ops.em_forward(
+            x, bases, weight, num_iters, grad_iters, scale, eps, eps_mode, backend
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, bases, weight, *ctx.options = inputs
+        _, last_bases, path, masses, lengths = output
+        ctx.mark_non_differentiable(path, masses, lengths)
+        ctx.set_materialize_grads(False)
+        ctx.bases_rank, ctx.bases_dtype = bases.dim(), bases.dtype
+        ctx.save_for_backward(x, weight, last_bases, path, masses, lengths)
+
+    @staticmethod
+    def backward(ctx, grad_y, grad_bases, *_):
+        x, weight, last_bases, path, masses, lengths = ctx.saved_tensors
+        num_iters, grad_iters = ctx.options[:2]
+        if grad_iters == 0 or (grad_y is None and grad_bases is None):
+            return (None,) * 9
+        if grad_y is None:
+            grad_y = x.new_zeros(()).expand(x.shape)
+        need_bases = ctx.needs_input_grad[1] and grad_iters == num_iters
+        grad_x, grad_initial = torch.ops.ema_ops.em_backward(
+            grad_y, grad_bases, x, weight, last_bases, path, masses, lengths, need_bases, *ctx.options
+        )
+        if not need_bases:
+            return grad_x, *(None,) * 8
+        return grad_x, _for_input(grad_initial, ctx.bases_rank, ctx.bases_dtype), *(None,) * 7
+
+
+class EMStepFunction(torch.autograd.Function):
+    """One iteration: (sums [B, H, C, K], mass [B, H, K]) of x [B, H, N, C] and bases [(B,) H, C, K]."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, bases, weight, logit_bias, scale, backend):
+        return torch.ops.ema_ops.em_step(x, bases, weight, logit_bias, scale, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, bases, weight, logit_bias, *ctx.options = inputs
+        ctx.save_for_backward(x, bases, weight, logit_bias)
+
+    @staticmethod
+    def backward(ctx, grad_sums, grad_mass):
+        x, bases, weight, logit_bias = ctx.saved_tensors
+        grad_x, grad_bases, grad_bias = torch.ops.ema_ops.em_step_backward(
+            grad_sums.contiguous(), grad_mass.contiguous(), x, bases, weight, logit_bias, *ctx.options
+        )
+        return (
+            grad_x, _for_input(grad_bases, bases.dim(), bases.dtype), None, _for_bias(grad_bias, logit_bias), None, None
+        )
+
+
+class EMReconstructFunction(torch.autograd.Function):
+    """y [B, H, N, Cv] of x [B, H, N, C], logit bases [(B,) H, C, K] and value bases [(B,) H, Cv, K]."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, logit_bases, value_bases, logit_bias, scale, backend):
+        return torch.ops.ema_ops.em_reconstruct(x, logit_bases, value_bases, logit_bias, scale, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, logit_bases, value_bases, logit_bias, *ctx.options = inputs
+        ctx.save_for_backward(x, logit_bases, value_bases, logit_bias)
+
+    @staticmethod
+    def backward(ctx, grad_y):
+        x, logit_bases, value_bases, logit_bias = ctx.saved_tensors
+        grad_x, grad_logit_bases, grad_value_bases, grad_bias = torch.ops.ema_ops.em_reconstruct_backward(
+            grad_y, x, logit_bases, value_bases, logit_bias, *ctx.options
+        )
+        return (
+            grad_x,
+            _for_input(grad_logit_bases, logit_bases.dim(), logit_bases.dtype),
+            _for_input(grad_value_bases, value_bases.dim(), value_bases.dtype),
+            _for_bias(grad_bias, logit_bias),
+            None,
+            None,
+        )
+
+
+def _for_input(grad, rank, dtype):
+    """[B, H, C, K] as the gradient of bases [H, C, K] (rank 3: the same for every image) or [B, H, C, K]."""
+    return (grad.sum(0) if rank == 3 else grad).to(dtype)
+
+
+def _for_bias(grad, logit_bias):
+    """[B, H, K] as the gradient of a logit bias [K], [B, 1, K] or [B, H, K]."""
+    if logit_bias is None:
+        return None
+    if logit_bias.dim() == 1:
+        return grad.sum((0, 1)).to(logit_bias.dtype)
+    return (grad.sum(1, keepdim=True) if logit_bias.shape[1] == 1 else grad).to(logit_bias.dtype)
+
+
+def _no_second_derivative(ctx, *grads):
+    raise RuntimeError("ema_ops has no second derivative: differentiate ema_ops.reference twice instead")
+
+
+for _name, _function in {
+    "em_forward": EMAttentionFunction, "em_step": EMStepFunction, "em_reconstruct": EMReconstructFunction
+}.items():
+    torch.library.register_autograd(f"ema_ops::{_name}", _function.backward, setup_context=_function.setup_context)
+    torch.library.register_autograd(f"ema_ops::{_name.removesuffix('_forward')}_backward", _no_second_derivative)

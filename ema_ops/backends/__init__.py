@@ -1,0 +1,67 @@
+"""The table of backends and the choice between them."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib import import_module
+from typing import NamedTuple
+
+from ..problem import Problem
+from .base import Backend
+
+# In order of preference. A module is imported when its backend is first asked for.
+MODULES = {"torch": "ema_ops.backends.eager"}
+
+
+class BackendStatus(NamedTuple):
+    """Whether a backend can be used on this machine, and if not, why."""
+
+    usable: bool
+    reason: str
+
+
+@cache
+def load(name: str) -> Backend:
+    """The backend called `name`, one of the keys of `MODULES`."""
+    return import_module(MODULES[name]).BACKEND
+
+
+def check_backend(backend: str | None) -> None:
+    """Raise ValueError unless `backend` is None or the name of a backend."""
+    if backend is not None and backend not in MODULES:
+        raise ValueError(f"backend is {backend!r}: expected None or one of {', '.join(map(repr, MODULES))}")
+
+
+def available_backends() -> dict[str, BackendStatus]:
+    """Every backend in order of preference, and whether it is usable on this machine."""
+    reasons = {name: load(name).unavailable() for name in MODULES}
+    return {name: BackendStatus(reason is None, reason or "") for name, reason in reasons.items()}
+
+
+def choose(problem: Problem, backend: str | None) -> Backend:
+    """The backend that serves `problem`: the one asked for, or the first in the table that can.
+
+    A name in `backend`, or else in the environment variable EMA_OPS_BACKEND, is binding: if that backend cannot
+    serve the call, ValueError says why.
+    """
+    wanted = backend if backend is not None else os.environ.get("EMA_OPS_BACKEND") or None
+    check_backend(wanted)
+    if wanted is not None:
+        chosen = load(wanted)
+        reason = refusal(chosen, problem)
+        if reason is not None:
+            raise ValueError(f"backend {wanted!r} cannot serve this call: {reason}")
+        return chosen
+    reasons = {}
+    for name in MODULES:
+        reason = refusal(load(name), problem)
+        if reason is None:
+            return load(name)
+        reasons[name] = reason
+    raise ValueError("no backend can serve this call: " + "; ".join(f"{n}: {r}" for n, r in reasons.items()))
+
+
+def refusal(backend: Backend, problem: Problem) -> str | None:
+    """Why `backend` cannot serve `problem`, or None if it can."""
+    return backend.unavailable() or backend.refuses(problem)

@@ -1,0 +1,73 @@
+"""What a backend is: one object that says whether it can serve a call, and serves it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from ..problem import Problem
+
+
+class Backend(ABC):
+    """The kernels behind the operators.
+
+    Every method gets a non-empty problem and tensors of these shapes, with any strides (0 included):
+    x [B, H, N, C] in `problem.dtype`, weight [B, H, N] in `problem.accumulate_dtype` or None, bases [B, H, C, K]
+    and logit_bias [B, H, K] in any floating dtype (logit_bias may be None). Results named y and grad_x have the
+    dtype and memory order of x (`empty_like_order`); all others are dense in `problem.accumulate_dtype`.
+    """
+
+    name: str
+
+    @abstractmethod
+    def unavailable(self) -> str | None:
+        """Why this backend can serve no call on this machine, or None if it can."""
+
+    @abstractmethod
+    def refuses(self, problem: Problem) -> str | None:
+        """Why this backend cannot serve `problem`, or None if it can."""
+
+    @abstractmethod
+    def em_forward(
+        self, problem: Problem, x: Tensor, bases: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The loop: y, last bases [B, H, C, K], path M_0..M_{T-1} [T, B, H, C, K], mass and length [T, B, H, K].
+
+        `length` is the L2 norm over C of the mean features, before the bases are scaled to length one.
+        """
+
+    @abstractmethod
+    def em_backward(
+        self, problem: Problem, grad_y: Tensor, grad_bases: Tensor | None, x: Tensor, weight: Tensor | None,
+        bases: Tensor, path: Tensor, mass: Tensor, length: Tensor, need_bases: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """grad_x, and the gradient of the initial bases [B, H, C, K] if `need_bases` (only when all
+        iterations carry the gradient). `problem.grad_iters` is at least 1; the four tensors after `weight` are
+        what `em_forward` returned, and `grad_bases` [B, H, C, K] is the gradient of its last bases."""
+
+    @abstractmethod
+    def em_step(
+        self, problem: Problem, x: Tensor, bases: Tensor, weight: Tensor | None, logit_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """One E-step and the undivided M-step: sums [B, H, C, K] and mass [B, H, K]."""
+
+    @abstractmethod
+    def em_step_backward(
+        self, problem: Problem, grad_sums: Tensor, grad_mass: Tensor, x: Tensor, bases: Tensor,
+        weight: Tensor | None, logit_bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """grad_x, and the gradients of bases [B, H, C, K] and of the logit bias [B, H, K]."""
+
+    @abstractmethod
+    def em_reconstruct(
+        self, problem: Problem, x: Tensor, logit_bases: Tensor, value_bases: Tensor, logit_bias: Tensor | None
+    ) -> Tensor:
+        """Features rebuilt from the value bases: y [B, H, N, Cv]."""
+
+    @abstractmethod
+    def em_reconstruct_backward(
+        self, problem: Problem, grad_y: Tensor, x: Tensor, logit_bases: Tensor, value_bases: Tensor,
+        logit_bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """grad_x, and the gradients of logit bases [B, H, C, K], value bases [B, H, Cv, K] and logit bias."""

@@ -1,0 +1,190 @@
+"""EM attention and its parts as functions. Every argument is checked here or, if it depends on B, N or strides, in
+the operator's body; both raise ValueError or TypeError naming the value and what was expected."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .autograd import EMAttentionFunction, EMReconstructFunction, EMStepFunction
+from .backends import check_backend
+from .problem import (
+    check_bases,
+    check_count,
+    check_eps,
+    check_features,
+    check_grad_iters,
+    check_logit_bias,
+    check_same_num_bases,
+    check_scale,
+    check_weight,
+)
+
+
+def em_attention(
+    x: Tensor, bases: Tensor, *, num_iters: int = 3, scale: float = 1.0, weight: Tensor | None = None,
+    grad_iters: int | None = None, eps: float = 1e-6, eps_mode: str = "add", backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """EM attention: T times E-step and M-step, then the features rebuilt from the bases.
+
+    Li et al., ICCV 2019, equations 4 to 6. `ema_ops.reference.em_attention` is the same in plain PyTorch.
+
+    Args:
+        x: features [B, N, C] or [B, H, N, C] (heads); float32, bfloat16, float16 or float64, any strides.
+        bases: initial bases [C, K] or [B, C, K] (with heads [H, C, K] or [B, H, C, K]), in float32 or the
+            dtype of x; used as they are, so normalise them over C first if you want the paper's start.
+        num_iters: number of iterations T, at least 1.
+        scale: temperature; logits are scale * x bases.
+        weight: non-negative weight of every position, broadcastable to [B, N] (with heads [B, H, N]). A bool
+            mask counts as 0 and 1. A position of weight 0 adds nothing to the bases; its own output is defined.
+        grad_iters: number of last iterations that carry the gradient: None for all (exact), 1 for one-step, 0 for
+            none (results are constants, as in the official code).
+        eps: keeps divisions by mass and by length finite.
+        eps_mode: "add" divides by eps + value (official), "max" by max(eps, value) (mmsegmentation, Paddle).
+        backend: "triton", "torch" or None to choose. A named backend never falls back: it raises.
+
+    Returns:
+        y in the shape, dtype and memory order of x, and the last bases [B, C, K] (with heads [B, H, C, K]) in
+        float32 (float64 for float64). Under autocast x is cast like the operand of a matrix product.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit, or the backend cannot serve the call.
+    """
+    check_features(x)
+    check_bases("bases", bases, x, channels=x.shape[-1])
+    check_weight(weight, x)
+    check_count("num_iters", num_iters)
+    grad_iters = check_grad_iters(grad_iters, num_iters)
+    scale, eps = check_scale(scale), check_eps(eps, eps_mode)
+    check_backend(backend)
+
+    x, one_head = _autocast(x), x.dim() == 3
+    features, bases = _with_heads(x, one_head), bases.unsqueeze(-3) if one_head else bases
+    if grad_iters == 0:
+        features, bases = features.detach(), bases.detach()
+    y, last_bases, *_ = EMAttentionFunction.apply(
+        features, bases, _canonical_weight(weight, one_head), num_iters, grad_iters, scale, eps, eps_mode, backend
+    )
+    return (y.squeeze(1), last_bases.squeeze(1)) if one_head else (y, last_bases)
+
+
+def em_step(
+    x: Tensor, bases: Tensor, *, logit_bias: Tensor | None = None, weight: Tensor | None = None,
+    scale: float = 1.0, backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One iteration before any division: the E-step and the weighted sums of the M-step.
+
+    With responsibilities Z = softmax over K of (scale * x bases + logit_bias), returns x^T (weight * Z) and the
+    sum of weight * Z over the positions. `sums / mass`, scaled to length one over C, are the next bases; an
+    all-reduce of both over devices that share an image goes between.
+
+    Args:
+        x: features [B, N, C] or [B, H, N, C].
+        bases: [C, K] or [B, C, K] (with heads [H, C, K] or [B, H, C, K]).
+        logit_bias: added to the logits after `scale`, [K] or [B, K] (with heads also [B, H, K]).
+        weight: non-negative constant, broadcastable to [B, N] (with heads [B, H, N]).
+        scale: temperature.
+        backend: as in `em_attention`.
+
+    Returns:
+        sums [B, C, K] and mass [B, K] (with heads [B, H, C, K] and [B, H, K]) in float32 (float64 for float64),
+        differentiable in x, bases and logit_bias.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit, or the backend cannot serve the call.
+    """
+    check_features(x)
+    check_bases("bases", bases, x, channels=x.shape[-1])
+    check_weight(weight, x)
+    check_logit_bias(logit_bias, x, bases.shape[-1])
+    scale = check_scale(scale)
+    check_backend(backend)
+
+    x, one_head = _autocast(x), x.dim() == 3
+    sums, mass = EMStepFunction.apply(
+        _with_heads(x, one_head), bases.unsqueeze(-3) if one_head else bases, _canonical_weight(weight, one_head),
+        _canonical_bias(logit_bias), scale, backend,
+    )
+    return (sums.squeeze(1), mass.squeeze(1)) if one_head else (sums, mass)
+
+
+def em_reconstruct(
+    x: Tensor, logit_bases: Tensor, value_bases: Tensor, *, logit_bias: Tensor | None = None,
+    scale: float = 1.0, backend: str | None = None,
+) -> Tensor:
+    """Features rebuilt from bases: softmax over K of (scale * x logit_bases + logit_bias), times value_bases.
+
+    Args:
+        x: features [B, N, C] or [B, H, N, C].
+        logit_bases: what x is compared with, [C, K] or [B, C, K] (with heads [H, C, K] or [B, H, C, K]).
+        value_bases: what is mixed, [Cv, K] or [B, Cv, K] (with heads as above); Cv may differ from C.
+        logit_bias: added to the logits after `scale`, [K] or [B, K] (with heads also [B, H, K]).
+        scale: temperature.
+        backend: as in `em_attention`.
+
+    Returns:
+        y [B, N, Cv] (with heads [B, H, N, Cv]) in the dtype and memory order of x, differentiable in x, both bases
+        and logit_bias.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit, or the backend cannot serve the call.
+    """
+    check_features(x)
+    check_bases("logit_bases", logit_bases, x, channels=x.shape[-1])
+    check_bases("value_bases", value_bases, x, channels=None)
+    check_same_num_bases(logit_bases, value_bases)
+    check_logit_bias(logit_bias, x, logit_bases.shape[-1])
+    scale = check_scale(scale)
+    check_backend(backend)
+
+    x, one_head = _autocast(x), x.dim() == 3
+    if one_head:
+        logit_bases, value_bases = logit_bases.unsqueeze(-3), value_bases.unsqueeze(-3)
+    y = EMReconstructFunction.apply(
+        _with_heads(x, one_head), logit_bases, value_bases, _canonical_bias(logit_bias), scale, backend
+    )
+    return y.squeeze(1) if one_head else y
+
+
+def responsibilities(
+    x: Tensor, bases: Tensor, *, logit_bias: Tensor | None = None, scale: float = 1.0, backend: str | None = None
+) -> Tensor:
+    """The E-step alone, for maps: how much every position belongs to every base (paper equation 4).
+
+    Args and errors as in `em_reconstruct`. Returns [B, N, K] (with heads [B, H, N, K]) in the dtype of x; the sum
+    over K is 1. It is the reconstruction from the identity, so it is differentiable too.
+    """
+    check_features(x)
+    check_bases("bases", bases, x, channels=x.shape[-1])
+    num_bases = bases.shape[-1]
+    identity = torch.eye(num_bases, dtype=torch.float32, device=x.device)
+    if x.dim() == 4:
+        identity = identity.expand(x.shape[1], num_bases, num_bases)
+    return em_reconstruct(x, bases, identity, logit_bias=logit_bias, scale=scale, backend=backend)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """`x` as autocast would hand it to a matrix product."""
+    device_type = x.device.type
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(device_type):
+        return x.to(torch.get_autocast_dtype(device_type))
+    return x
+
+
+def _with_heads(x: Tensor, one_head: bool) -> Tensor:
+    return x.unsqueeze(1) if one_head else x
+
+
+def _canonical_weight(weight: Tensor | None, one_head: bool) -> Tensor | None:
+    """`weight` as [b, h, n], every size 1 or full."""
+    if weight is None:
+        return None
+    if one_head:
+        weight = weight.view(1, 1) if weight.dim() == 0 else weight
+        weight = weight.unsqueeze(-2)
+    return weight[(None,) * (3 - weight.dim())]
+
+
+def _canonical_bias(logit_bias: Tensor | None) -> Tensor | None:
+    """`logit_bias` as [K], [B, 1, K] or [B, H, K]."""
+    return logit_bias.unsqueeze(1) if logit_bias is not None and logit_bias.dim() == 2 else logit_bias

@@ -1,0 +1,238 @@
+"""What a call asks for, as one frozen value, and the one validator that builds it or raises.
+
+The `check_*` functions run in front of the operators and look at rank, dtype, device, channels and bases
+only, so that `torch.compile` guards on nothing else. `Problem.build` runs inside the operators and looks at
+everything that depends on the batch, the number of positions and the strides.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+EPS_MODES = ("add", "max")
+
+
+def check_features(x: Any) -> None:
+    """`x` must be a real floating tensor [B, N, C] or [B, H, N, C] with C >= 1."""
+    _check_tensor("x", x)
+    if x.dim() not in (3, 4):
+        raise ValueError(f"x has shape {_shape(x)}: expected [B, N, C] or [B, H, N, C]")
+    if x.shape[-1] < 1:
+        raise ValueError(f"x has shape {_shape(x)}: expected at least one channel")
+
+
+def check_bases(name: str, bases: Any, x: Tensor, *, channels: int | None) -> None:
+    """`bases` must be [.., C, K] beside `x`; `channels=None` leaves its width free (value bases)."""
+    _check_tensor(name, bases)
+    expected = "[C, K] or [B, C, K]" if x.dim() == 3 else "[H, C, K] or [B, H, C, K]"
+    if bases.dim() not in (x.dim() - 1, x.dim()):
+        raise ValueError(f"{name} has shape {_shape(bases)}: expected {expected} beside x {_shape(x)}")
+    if channels is not None and bases.shape[-2] != channels:
+        raise ValueError(
+            f"{name} has shape {_shape(bases)}, {bases.shape[-2]} channels: expected {expected} with C = {channels}"
+        )
+    if bases.shape[-2] < 1 or bases.shape[-1] < 1:
+        raise ValueError(f"{name} has shape {_shape(bases)}: expected at least one channel and one base")
+    if x.dim() == 4 and bases.shape[-3] != x.shape[1]:
+        raise ValueError(f"{name} has shape {_shape(bases)}: expected {expected} with H = {x.shape[1]}")
+    if bases.dtype == torch.float64 and x.dtype != torch.float64:
+        raise TypeError(f"{name} is float64 beside x of {x.dtype}: expected float32 or the dtype of x")
+    _check_device(name, bases, x)
+
+
+def check_weight(weight: Any, x: Tensor) -> None:
+    """`weight` must be a constant that broadcasts to [B, N] (or [B, H, N]); bool masks count as 0 and 1."""
+    if weight is None:
+        return
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight is {type(weight).__name__}: expected a tensor or None")
+    if weight.dtype != torch.bool and weight.dtype not in DTYPES:
+        raise TypeError(f"weight has dtype {weight.dtype}: expected bool or one of {_names(DTYPES)}")
+    if weight.dim() > x.dim() - 1:
+        expected = "[B, N]" if x.dim() == 3 else "[B, H, N]"
+        raise ValueError(f"weight has shape {_shape(weight)}: expected it to broadcast to {expected}")
+    if weight.requires_grad:
+        raise ValueError("weight requires a gradient, but weights are constants: expected weight.detach()")
+    _check_device("weight", weight, x)
+
+
+def check_logit_bias(logit_bias: Any, x: Tensor, num_bases: int) -> None:
+    """`logit_bias` must be [K] or [B, K] (or [B, H, K] beside a 4-D `x`)."""
+    if logit_bias is None:
+        return
+    _check_tensor("logit_bias", logit_bias)
+    ranks = (1, 2) if x.dim() == 3 else (1, 2, 3)
+    if logit_bias.dim() not in ranks or logit_bias.shape[-1] != num_bases:
+        expected = "[K] or [B, K]" if x.dim() == 3 else "[K], [B, K] or [B, H, K]"
+        raise ValueError(f"logit_bias has shape {_shape(logit_bias)}: expected {expected} with K = {num_bases}")
+    if logit_bias.dtype == torch.float64 and x.dtype != torch.float64:
+        raise TypeError(f"logit_bias is float64 beside x of {x.dtype}: expected float32 or the dtype of x")
+    _check_device("logit_bias", logit_bias, x)
+
+
+def check_same_num_bases(logit_bases: Tensor, value_bases: Tensor) -> None:
+    """Both sides of a reconstruction must have the same K."""
+    if logit_bases.shape[-1] != value_bases.shape[-1]:
+        raise ValueError(
+            f"value_bases has shape {_shape(value_bases)}, {value_bases.shape[-1]} bases: "
+            f"expected K = {logit_bases.shape[-1]} as in logit_bases {_shape(logit_bases)}"
+        )
+
+
+def check_count(name: str, value: Any) -> int:
+    """A whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}): expected a whole number")
+    if value < 1:
+        raise ValueError(f"{name} is {value}: expected at least 1")
+    return value
+
+
+def check_grad_iters(grad_iters: Any, num_iters: int) -> int:
+    """The number of last iterations that carry the gradient; None means all of them."""
+    if grad_iters is None:
+        return num_iters
+    if isinstance(grad_iters, bool) or not isinstance(grad_iters, int):
+        raise TypeError(f"grad_iters is {grad_iters!r} ({type(grad_iters).__name__}): expected a whole number or None")
+    if not 0 <= grad_iters <= num_iters:
+        raise ValueError(f"grad_iters is {grad_iters}: expected 0 to num_iters = {num_iters}, or None for all")
+    return grad_iters
+
+
+def check_scale(scale: Any) -> float:
+    """A finite temperature."""
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f"scale is {scale!r} ({type(scale).__name__}): expected a number")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale is {scale}: expected a finite number")
+    return float(scale)
+
+
+def check_eps(eps: Any, eps_mode: Any) -> float:
+    """A finite eps >= 0 and one of the two ways to apply it."""
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(f"eps is {eps!r} ({type(eps).__name__}): expected a number")
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps is {eps}: expected a finite number >= 0")
+    if eps_mode not in EPS_MODES:
+        raise ValueError(f"eps_mode is {eps_mode!r}: expected one of {', '.join(map(repr, EPS_MODES))}")
+    return float(eps)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call, complete: sizes, dtype, memory order and the options of the loop.
+
+    `order` names the dimensions of `x` from slowest to fastest in memory, one of "BHNC" (rows), "BNHC" (rows
+    with the heads inside, as in a channels-last image) and "BHCN" (a contiguous image).
+    """
+
+    batch: int
+    heads: int
+    positions: int
+    channels: int
+    value_channels: int
+    num_bases: int
+    dtype: torch.dtype
+    device: torch.device
+    order: str
+    weighted: bool = False
+    biased: bool = False
+    num_iters: int = 1
+    grad_iters: int = 1
+    scale: float = 1.0
+    eps: float = 0.0
+    eps_mode: str = "add"
+
+    @property
+    def accumulate_dtype(self) -> torch.dtype:
+        """The dtype of bases, masses and norms: float32, or float64 for float64."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def is_empty(self) -> bool:
+        """True when there is no position at all to work on."""
+        return self.batch * self.heads * self.positions == 0
+
+    @classmethod
+    def build(
+        cls, x: Tensor, bases: Tensor, *, weight: Tensor | None = None, logit_bias: Tensor | None = None,
+        value_bases: Tensor | None = None, **options: Any,
+    ) -> Problem:
+        """The problem of `x` [B, H, N, C] beside `bases` [H, C, K] or [B, H, C, K]; raises ValueError."""
+        batch, heads, positions, channels = x.shape
+        _check_batch("bases", bases, 4, batch)
+        if value_bases is not None:
+            _check_batch("value_bases", value_bases, 4, batch)
+        if logit_bias is not None:
+            _check_batch("logit_bias", logit_bias, 3, batch)
+        if weight is not None:
+            _check_weight_sizes(weight, batch, heads, positions)
+        return cls(
+            batch, heads, positions, channels, bases.shape[-2] if value_bases is None else value_bases.shape[-2],
+            bases.shape[-1], x.dtype, x.device, memory_order(x), weight is not None, logit_bias is not None,
+            **options,
+        )
+
+
+def memory_order(x: Tensor) -> str:
+    """The order of the dimensions of `x` [B, H, N, C] in memory, slowest first (see `Problem.order`)."""
+    _, head_stride, position_stride, channel_stride = x.stride()
+    if position_stride < channel_stride:
+        return "BHCN"
+    if x.shape[1] > 1 and head_stride < position_stride:
+        return "BNHC"
+    return "BHNC"
+
+
+def empty_like_order(x: Tensor, channels: int | None = None) -> Tensor:
+    """A dense, uninitialised [B, H, N, channels] in the memory order and dtype of `x`, real or fake."""
+    batch, heads, positions, own_channels = x.shape
+    channels = own_channels if channels is None else channels
+    order = memory_order(x)
+    if order == "BHCN":
+        return x.new_empty(batch, heads, channels, positions).transpose(2, 3)
+    if order == "BNHC":
+        return x.new_empty(batch, positions, heads, channels).transpose(1, 2)
+    return x.new_empty(batch, heads, positions, channels)
+
+
+def _check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is {type(value).__name__}: expected a tensor")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{name} has dtype {value.dtype}: expected one of {_names(DTYPES)}")
+
+
+def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device}: expected {x.device}, the device of x")
+
+
+def _check_batch(name: str, tensor: Tensor, batched_rank: int, batch: int) -> None:
+    if tensor.dim() == batched_rank and tensor.shape[0] != batch:
+        raise ValueError(f"{name} is made for a batch of {tensor.shape[0]}: expected B = {batch} as in x")
+
+
+def _check_weight_sizes(weight: Tensor, batch: int, heads: int, positions: int) -> None:
+    full = (batch, heads, positions)
+    if any(size not in (1, target) for size, target in zip(weight.shape, full, strict=True)):
+        raise ValueError(f"weight has shape {_shape(weight)}: expected it to broadcast to [B, H, N] = {list(full)}")
+    checked = weight.device.type == "cpu" or os.environ.get("EMA_OPS_CHECK_VALUES") == "1"
+    if checked and weight.dtype != torch.bool and not bool((weight >= 0).all()):
+        raise ValueError(f"weight has the value {weight.min().item()}: expected no negative and no NaN")
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
