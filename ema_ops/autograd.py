@@ -18,9 +18,7 @@ class EMAttentionFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(x, bases, weight, num_iters, grad_iters, scale, eps, eps_mode, backend):
-        return torch.ops.ema_ops.em_forward(
-            x, bases, weight, num_iters, grad_iters, scale, eps, eps_mode, backend
-        )
+        return torch.ops.ema_ops.em_forward(x, bases, weight, num_iters, grad_iters, scale, eps, eps_mode, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -69,7 +67,12 @@ class EMStepFunction(torch.autograd.Function):
             grad_sums.contiguous(), grad_mass.contiguous(), x, bases, weight, logit_bias, *ctx.options
         )
         return (
-            grad_x, _for_input(grad_bases, bases.dim(), bases.dtype), None, _for_bias(grad_bias, logit_bias), None, None
+            grad_x,
+            _for_input(grad_bases, bases.dim(), bases.dtype),
+            None,
+            _for_bias(grad_bias, logit_bias),
+            None,
+            None,
         )
 
 
@@ -122,7 +125,9 @@ def _no_second_derivative(ctx, *grads):
 
 
 for _name, _function in {
-    "em_forward": EMAttentionFunction, "em_step": EMStepFunction, "em_reconstruct": EMReconstructFunction
+    "em_forward": EMAttentionFunction,
+    "em_step": EMStepFunction,
+    "em_reconstruct": EMReconstructFunction,
 }.items():
     torch.library.register_autograd(f"ema_ops::{_name}", _function.backward, setup_context=_function.setup_context)
     torch.library.register_autograd(f"ema_ops::{_name.removesuffix('_forward')}_backward", _no_second_derivative)

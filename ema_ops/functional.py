@@ -22,8 +22,16 @@ from .problem import (
 
 
 def em_attention(
-    x: Tensor, bases: Tensor, *, num_iters: int = 3, scale: float = 1.0, weight: Tensor | None = None,
-    grad_iters: int | None = None, eps: float = 1e-6, eps_mode: str = "add", backend: str | None = None,
+    x: Tensor,
+    bases: Tensor,
+    *,
+    num_iters: int = 3,
+    scale: float = 1.0,
+    weight: Tensor | None = None,
+    grad_iters: int | None = None,
+    eps: float = 1e-6,
+    eps_mode: str = "add",
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """EM attention: T times E-step and M-step, then the features rebuilt from the bases.
 
@@ -69,8 +77,13 @@ def em_attention(
 
 
 def em_step(
-    x: Tensor, bases: Tensor, *, logit_bias: Tensor | None = None, weight: Tensor | None = None,
-    scale: float = 1.0, backend: str | None = None,
+    x: Tensor,
+    bases: Tensor,
+    *,
+    logit_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    scale: float = 1.0,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One iteration before any division: the E-step and the weighted sums of the M-step.
 
@@ -102,15 +115,24 @@ def em_step(
 
     x, one_head = _autocast(x), x.dim() == 3
     sums, mass = EMStepFunction.apply(
-        _with_heads(x, one_head), bases.unsqueeze(-3) if one_head else bases, _canonical_weight(weight, one_head),
-        _canonical_bias(logit_bias), scale, backend,
+        _with_heads(x, one_head),
+        bases.unsqueeze(-3) if one_head else bases,
+        _canonical_weight(weight, one_head),
+        _canonical_bias(logit_bias),
+        scale,
+        backend,
     )
     return (sums.squeeze(1), mass.squeeze(1)) if one_head else (sums, mass)
 
 
 def em_reconstruct(
-    x: Tensor, logit_bases: Tensor, value_bases: Tensor, *, logit_bias: Tensor | None = None,
-    scale: float = 1.0, backend: str | None = None,
+    x: Tensor,
+    logit_bases: Tensor,
+    value_bases: Tensor,
+    *,
+    logit_bias: Tensor | None = None,
+    scale: float = 1.0,
+    backend: str | None = None,
 ) -> Tensor:
     """Features rebuilt from bases: softmax over K of (scale * x logit_bases + logit_bias), times value_bases.
 

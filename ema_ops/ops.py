@@ -108,8 +108,21 @@ def em_forward_fake(x, bases, weight, num_iters, grad_iters, scale, eps, eps_mod
 
 @_implement
 def em_backward(
-    grad_y, grad_bases, x, weight, bases, path, masses, lengths, need_bases, num_iters, grad_iters, scale, eps,
-    eps_mode, backend,
+    grad_y,
+    grad_bases,
+    x,
+    weight,
+    bases,
+    path,
+    masses,
+    lengths,
+    need_bases,
+    num_iters,
+    grad_iters,
+    scale,
+    eps,
+    eps_mode,
+    backend,
 ):
     problem = Problem.build(
         x, bases, weight=weight, num_iters=num_iters, grad_iters=grad_iters, scale=scale, eps=eps, eps_mode=eps_mode
@@ -123,8 +136,21 @@ def em_backward(
 
 @_fake
 def em_backward_fake(
-    grad_y, grad_bases, x, weight, bases, path, masses, lengths, need_bases, num_iters, grad_iters, scale, eps,
-    eps_mode, backend,
+    grad_y,
+    grad_bases,
+    x,
+    weight,
+    bases,
+    path,
+    masses,
+    lengths,
+    need_bases,
+    num_iters,
+    grad_iters,
+    scale,
+    eps,
+    eps_mode,
+    backend,
 ):
     return empty_like_order(x), bases.new_empty(bases.shape) if need_bases else _no_bases(bases)
 

@@ -163,8 +163,14 @@ class Problem:
 
     @classmethod
     def build(
-        cls, x: Tensor, bases: Tensor, *, weight: Tensor | None = None, logit_bias: Tensor | None = None,
-        value_bases: Tensor | None = None, **options: Any,
+        cls,
+        x: Tensor,
+        bases: Tensor,
+        *,
+        weight: Tensor | None = None,
+        logit_bias: Tensor | None = None,
+        value_bases: Tensor | None = None,
+        **options: Any,
     ) -> Problem:
         """The problem of `x` [B, H, N, C] beside `bases` [H, C, K] or [B, H, C, K]; raises ValueError."""
         batch, heads, positions, channels = x.shape
@@ -176,8 +182,17 @@ class Problem:
         if weight is not None:
             _check_weight_sizes(weight, batch, heads, positions)
         return cls(
-            batch, heads, positions, channels, bases.shape[-2] if value_bases is None else value_bases.shape[-2],
-            bases.shape[-1], x.dtype, x.device, memory_order(x), weight is not None, logit_bias is not None,
+            batch,
+            heads,
+            positions,
+            channels,
+            bases.shape[-2] if value_bases is None else value_bases.shape[-2],
+            bases.shape[-1],
+            x.dtype,
+            x.device,
+            memory_order(x),
+            weight is not None,
+            logit_bias is not None,
             **options,
         )
 

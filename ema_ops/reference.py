@@ -33,8 +33,15 @@ def normalize(sums: Tensor, mass: Tensor, eps: float = 1e-6, eps_mode: str = "ad
 
 
 def em_attention(
-    x: Tensor, bases: Tensor, *, num_iters: int = 3, scale: float = 1.0, weight: Tensor | None = None,
-    grad_iters: int | None = None, eps: float = 1e-6, eps_mode: str = "add",
+    x: Tensor,
+    bases: Tensor,
+    *,
+    num_iters: int = 3,
+    scale: float = 1.0,
+    weight: Tensor | None = None,
+    grad_iters: int | None = None,
+    eps: float = 1e-6,
+    eps_mode: str = "add",
 ) -> tuple[Tensor, Tensor]:
     """The whole loop: features rebuilt from the bases [.., N, C] and the last bases [.., C, K].
 
@@ -55,8 +62,16 @@ def em_attention(
 
 
 def em_attention_backward(
-    x: Tensor, bases: Tensor, grad_y: Tensor, grad_bases: Tensor | None = None, *, num_iters: int = 3,
-    scale: float = 1.0, weight: Tensor | None = None, grad_iters: int | None = None, eps: float = 1e-6,
+    x: Tensor,
+    bases: Tensor,
+    grad_y: Tensor,
+    grad_bases: Tensor | None = None,
+    *,
+    num_iters: int = 3,
+    scale: float = 1.0,
+    weight: Tensor | None = None,
+    grad_iters: int | None = None,
+    eps: float = 1e-6,
     eps_mode: str = "add",
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient of `em_attention` written out: dL/dx [.., N, C] and dL/dbases [.., C, K].

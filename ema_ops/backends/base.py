@@ -39,8 +39,17 @@ class Backend(ABC):
 
     @abstractmethod
     def em_backward(
-        self, problem: Problem, grad_y: Tensor, grad_bases: Tensor | None, x: Tensor, weight: Tensor | None,
-        bases: Tensor, path: Tensor, mass: Tensor, length: Tensor, need_bases: bool,
+        self,
+        problem: Problem,
+        grad_y: Tensor,
+        grad_bases: Tensor | None,
+        x: Tensor,
+        weight: Tensor | None,
+        bases: Tensor,
+        path: Tensor,
+        mass: Tensor,
+        length: Tensor,
+        need_bases: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """grad_x, and the gradient of the initial bases [B, H, C, K] if `need_bases` (only when all
         iterations carry the gradient). `problem.grad_iters` is at least 1; the four tensors after `weight` are
@@ -54,8 +63,14 @@ class Backend(ABC):
 
     @abstractmethod
     def em_step_backward(
-        self, problem: Problem, grad_sums: Tensor, grad_mass: Tensor, x: Tensor, bases: Tensor,
-        weight: Tensor | None, logit_bias: Tensor | None,
+        self,
+        problem: Problem,
+        grad_sums: Tensor,
+        grad_mass: Tensor,
+        x: Tensor,
+        bases: Tensor,
+        weight: Tensor | None,
+        logit_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """grad_x, and the gradients of bases [B, H, C, K] and of the logit bias [B, H, K]."""
 
@@ -67,7 +82,12 @@ class Backend(ABC):
 
     @abstractmethod
     def em_reconstruct_backward(
-        self, problem: Problem, grad_y: Tensor, x: Tensor, logit_bases: Tensor, value_bases: Tensor,
+        self,
+        problem: Problem,
+        grad_y: Tensor,
+        x: Tensor,
+        logit_bases: Tensor,
+        value_bases: Tensor,
         logit_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """grad_x, and the gradients of logit bases [B, H, C, K], value bases [B, H, Cv, K] and logit bias."""
