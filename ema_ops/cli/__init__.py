@@ -1,0 +1,27 @@
+"""The `ema-ops` command. Each command is one module here with HELP, configure(parser) and run(args)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = ("info", "bench", "demo")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `ema-ops COMMAND ...`; returns the exit status. Bad input ends with one line and status 2."""
+    parser = argparse.ArgumentParser(prog="ema-ops", description="Expectation-Maximization Attention (EMANet).")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in COMMANDS:
+        module = import_module(f"{__name__}.{name}")
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        module.configure(command)
+        command.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"ema-ops {args.command}: {error}", file=sys.stderr)
+        return 2
