@@ -1,0 +1,228 @@
+"""`EMAttention`: the loop as a layer that keeps its bases."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from ..backends import check_backend
+from ..functional import em_attention
+from ..problem import check_count, check_eps, check_grad_iters, check_scale
+from .running_bases import RENORMALIZE, normalize_over_channels, update_running_bases
+
+
+class EMAttention(nn.Module):
+    """EM attention over all positions of an image or a sequence, in the shape of its input.
+
+    Li et al., ICCV 2019, section 3. Two defaults differ from the code published with the paper: the gradient is
+    exact through all iterations (there: none, `grad_iters=0`), and the running bases keep length one
+    (there: they are never scaled again, `renormalize="none"`). `PRESETS["official"]` and
+    `PRESETS["mmsegmentation"]` hold the options that reproduce those implementations.
+
+    State: `bases` [num_heads, channels / num_heads, num_bases], a persistent buffer that follows the mean of the
+    last bases over the images in training, or a parameter with `learnable_bases=True`.
+
+    Args:
+        channels: C of the input.
+        num_bases: K.
+        num_iters: T.
+        num_heads: heads that split the channels, each with its own K bases.
+        scale: temperature of the E-step.
+        momentum: weight of the new value in the moving average, 0 to 1 (as in batch norm).
+        learnable_bases: learn the initial bases instead of averaging them.
+        renormalize: what is scaled to length one in the moving average: "mixed" (the result), "mean" (the new value
+            before mixing) or "none".
+        eps, eps_mode, grad_iters, backend: as in `em_attention`.
+        channel_dim: 1 for [B, C, *spatial], -1 for [B, *spatial, C] (tokens).
+        average_group: process group over whose ranks the running bases are averaged, weighted by images; None
+            for no communication.
+
+    Raises:
+        ValueError, TypeError: an option does not fit, or `learnable_bases` with `grad_iters` < `num_iters`, for
+            then the bases would never get a gradient.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_bases: int = 64,
+        num_iters: int = 3,
+        *,
+        num_heads: int = 1,
+        scale: float = 1.0,
+        momentum: float = 0.1,
+        learnable_bases: bool = False,
+        renormalize: str = "mixed",
+        eps: float = 1e-6,
+        eps_mode: str = "add",
+        grad_iters: int | None = None,
+        channel_dim: int = 1,
+        average_group: dist.ProcessGroup | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = check_count("channels", channels)
+        self.num_bases = check_count("num_bases", num_bases)
+        self.num_iters = check_count("num_iters", num_iters)
+        self.num_heads = check_count("num_heads", num_heads)
+        if channels % num_heads:
+            raise ValueError(f"num_heads is {num_heads}: expected a divisor of channels = {channels}")
+        self.scale = check_scale(scale)
+        self.momentum = _check_momentum(momentum)
+        self.learnable_bases = learnable_bases
+        if renormalize not in RENORMALIZE:
+            raise ValueError(f"renormalize is {renormalize!r}: expected one of {', '.join(map(repr, RENORMALIZE))}")
+        self.renormalize = renormalize
+        self.eps, self.eps_mode = check_eps(eps, eps_mode), eps_mode
+        if learnable_bases and check_grad_iters(grad_iters, num_iters) < num_iters:
+            raise ValueError(
+                f"grad_iters is {grad_iters} with learnable_bases: expected None or num_iters = {num_iters}, "
+                "or the bases would never get a gradient"
+            )
+        check_grad_iters(grad_iters, num_iters)
+        self.grad_iters = grad_iters
+        if channel_dim not in (1, -1):
+            raise ValueError(f"channel_dim is {channel_dim!r}: expected 1 for [B, C, *spatial] or -1 for tokens")
+        self.channel_dim = channel_dim
+        self.average_group = average_group
+        check_backend(backend)
+        self.backend = backend
+
+        bases = torch.empty(num_heads, channels // num_heads, num_bases)
+        if learnable_bases:
+            self.bases = nn.Parameter(bases)
+        else:
+            self.register_buffer("bases", bases)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new bases: normal, then scaled to length one over the channels (as in the paper's code)."""
+        with torch.no_grad():
+            self.bases.normal_(0, math.sqrt(2 / self.num_bases))
+            self.bases.copy_(normalize_over_channels(self.bases, self.eps, self.eps_mode))
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None = None,
+        num_iters: int | None = None,
+        return_bases: bool = False,
+        update_bases: bool | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """EM attention of `x`.
+
+        Args:
+            x: [B, C, *spatial], or [B, *spatial, C] with channel_dim=-1. A 3-D input with channel_dim=1 is
+                [B, C, N]; tokens [B, N, C] need channel_dim=-1.
+            weight: non-negative weights or bool mask of the positions, [B, *spatial] or [B, N].
+            num_iters: another T for this call; `grad_iters` is clamped to it.
+            return_bases: also return the last bases [B, num_heads, C / num_heads, K].
+            update_bases: move the running bases; None means in training only. Under activation checkpointing
+                pass False: a recomputation that would move them raises.
+
+        Returns:
+            y in the shape, dtype and memory format of x (under autocast in its dtype), and the bases if asked.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit.
+            RuntimeError: the forward is recomputed inside backward and would move the running bases again.
+        """
+        num_iters = self.num_iters if num_iters is None else check_count("num_iters", num_iters)
+        moves = self._moves_bases(update_bases)
+        rows, spatial = self._rows(x)
+        if weight is not None:
+            weight = _flat_weight(weight, spatial)
+        y, last_bases = em_attention(
+            rows.unflatten(-1, self.bases.shape[:2]).transpose(1, 2),
+            self.bases,
+            num_iters=num_iters,
+            scale=self.scale,
+            weight=None if weight is None else weight.unsqueeze(1),
+            grad_iters=None if self.grad_iters is None else min(self.grad_iters, num_iters),
+            eps=self.eps,
+            eps_mode=self.eps_mode,
+            backend=self.backend,
+        )
+        if moves:
+            self.update_running_bases(last_bases, weight)
+        y = y.transpose(1, 2).flatten(2)
+        y = y.unflatten(1, spatial) if self.channel_dim == -1 else y.transpose(1, 2).unflatten(2, spatial)
+        return (y, last_bases) if return_bases else y
+
+    def update_running_bases(self, bases: Tensor, weight: Tensor | None = None) -> None:
+        """Move the buffer towards the mean of `bases` [B, num_heads, C / num_heads, K] over the images.
+
+        For callers that run the layer with update_bases=False and decide themselves when the average moves.
+        `weight` [B, N] only tells which images have a position that counts.
+        """
+        if self.learnable_bases:
+            raise ValueError("learnable_bases is True: there is no running average to move")
+        update_running_bases(
+            self.bases,
+            bases.detach(),
+            weight,
+            momentum=self.momentum,
+            renormalize=self.renormalize,
+            eps=self.eps,
+            eps_mode=self.eps_mode,
+            group=self.average_group,
+        )
+
+    def extra_repr(self) -> str:
+        """The options that differ between layers."""
+        return (
+            f"channels={self.channels}, num_bases={self.num_bases}, num_iters={self.num_iters}, "
+            f"num_heads={self.num_heads}, grad_iters={self.grad_iters}, learnable_bases={self.learnable_bases}"
+        )
+
+    def _moves_bases(self, update_bases: bool | None) -> bool:
+        if self.learnable_bases:
+            if update_bases:
+                raise ValueError("update_bases is True with learnable_bases: there is no running average to move")
+            return False
+        moves = self.training if update_bases is None else update_bases
+        # inside backward a forward can only be the recomputation of one that has moved the bases already
+        if moves and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "EMAttention is recomputed inside backward (activation checkpointing), but its running bases have "
+                "moved since: the gradient would be wrong and they would move twice. Pass update_bases=False to "
+                "the layer inside the checkpoint and call update_running_bases(bases) after backward."
+            )
+        return moves
+
+    def _rows(self, x: Any) -> tuple[Tensor, tuple[int, ...]]:
+        """`x` as rows [B, N, C], a view where its strides allow, and its spatial sizes."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is {type(x).__name__}: expected a tensor")
+        layout = "[B, C, *spatial]" if self.channel_dim == 1 else "[B, *spatial, C]"
+        if x.dim() < 3 or x.shape[self.channel_dim] != self.channels:
+            raise ValueError(f"x has shape {list(x.shape)}: expected {layout} with C = {self.channels}")
+        if self.channel_dim == 1:
+            return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])
+        return x.flatten(1, -2), tuple(x.shape[1:-1])
+
+
+def _flat_weight(weight: Any, spatial: tuple[int, ...]) -> Tensor:
+    """`weight` [B, *spatial] or [B, N] as [B, N]."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight is {type(weight).__name__}: expected a tensor or None")
+    if weight.dim() == 2:
+        return weight
+    if tuple(weight.shape[1:]) != spatial:
+        raise ValueError(
+            f"weight has shape {list(weight.shape)}: expected [B, {', '.join(map(str, spatial))}] or "
+            f"[B, {math.prod(spatial)}]"
+        )
+    return weight.flatten(1)
+
+
+def _check_momentum(momentum: Any) -> float:
+    if isinstance(momentum, bool) or not isinstance(momentum, (int, float)):
+        raise TypeError(f"momentum is {momentum!r} ({type(momentum).__name__}): expected a number")
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum is {momentum}: expected 0 to 1, the weight of the new value")
+    return float(momentum)

@@ -1,0 +1,68 @@
+"""`EMAUnit`: the unit of the paper around EM attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import EMAttention
+
+
+class EMAUnit(nn.Module):
+    """EMAU: relu(x + norm(conv2(relu(attention(conv1(x)))))), both convolutions 1x1.
+
+    Li et al., ICCV 2019, figure 2. The first convolution has a bias and no activation, so that the features may be
+    negative; the second has none, its norm does. With `grad_iters=0` the first convolution can get no gradient and
+    is frozen, as in mmsegmentation.
+
+    Args:
+        channels: C of the input and output.
+        num_bases, num_iters: as in `EMAttention`.
+        norm_layer: called with `channels`, makes the norm after the second convolution.
+        **layer_options: any other option of `EMAttention` but channel_dim.
+
+    Raises:
+        ValueError, TypeError: an option does not fit.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_bases: int = 64,
+        num_iters: int = 3,
+        *,
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        **layer_options: Any,
+    ) -> None:
+        super().__init__()
+        if layer_options.get("channel_dim", 1) != 1:
+            raise ValueError(f"channel_dim is {layer_options['channel_dim']!r}: EMAUnit expects images [B, C, H, W]")
+        self.attention = EMAttention(channels, num_bases, num_iters, **layer_options)
+        self.conv1 = nn.Conv2d(channels, channels, 1)
+        self.conv2 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norm = norm_layer(channels)
+        for convolution in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
+        nn.init.zeros_(self.conv1.bias)
+        if self.attention.grad_iters == 0:
+            self.conv1.requires_grad_(False)
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None = None,
+        num_iters: int | None = None,
+        return_bases: bool = False,
+        update_bases: bool | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The unit on `x` [B, C, H, W]; all other arguments, results and errors as in `EMAttention.forward`."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is {type(x).__name__}: expected a tensor")
+        if x.dim() != 4 or x.shape[1] != self.attention.channels:
+            raise ValueError(f"x has shape {list(x.shape)}: expected [B, {self.attention.channels}, H, W]")
+        y, bases = self.attention(self.conv1(x), weight, num_iters, True, update_bases)
+        y = F.relu(x + self.norm(self.conv2(F.relu(y))))
+        return (y, bases) if return_bases else y
