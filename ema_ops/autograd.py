@@ -7,18 +7,21 @@ average that has moved since.
 from __future__ import annotations
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from . import ops  # noqa: F401  defines torch.ops.ema_ops
 
 
 class EMAttentionFunction(torch.autograd.Function):
-    """The whole loop: (y, last bases, path, masses, lengths) of x [B, H, N, C] and bases [(B,) H, C, K]."""
+    """The whole loop: (y, last bases, path, masses, lengths) of x in any layout and bases [(B,) H, C, K]."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, bases, weight, num_iters, grad_iters, scale, eps, eps_mode, backend):
-        return torch.ops.ema_ops.em_forward(x, bases, weight, num_iters, grad_iters, scale, eps, eps_mode, backend)
+    def forward(x, bases, weight, layout, num_iters, grad_iters, scale, eps, eps_mode, backend):
+        return torch.ops.ema_ops.em_forward(
+            x, bases, weight, layout, num_iters, grad_iters, scale, eps, eps_mode, backend
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -30,11 +33,12 @@ class EMAttentionFunction(torch.autograd.Function):
         ctx.save_for_backward(x, weight, last_bases, path, masses, lengths)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_y, grad_bases, *_):
         x, weight, last_bases, path, masses, lengths = ctx.saved_tensors
-        num_iters, grad_iters = ctx.options[:2]
+        _, num_iters, grad_iters = ctx.options[:3]
         if grad_iters == 0 or (grad_y is None and grad_bases is None):
-            return (None,) * 9
+            return (None,) * 10
         if grad_y is None:
             grad_y = x.new_zeros(()).expand(x.shape)
         need_bases = ctx.needs_input_grad[1] and grad_iters == num_iters
@@ -42,18 +46,18 @@ class EMAttentionFunction(torch.autograd.Function):
             grad_y, grad_bases, x, weight, last_bases, path, masses, lengths, need_bases, *ctx.options
         )
         if not need_bases:
-            return grad_x, *(None,) * 8
-        return grad_x, _for_input(grad_initial, ctx.bases_rank, ctx.bases_dtype), *(None,) * 7
+            return grad_x, *(None,) * 9
+        return grad_x, _for_input(grad_initial, ctx.bases_rank, ctx.bases_dtype), *(None,) * 8
 
 
 class EMStepFunction(torch.autograd.Function):
-    """One iteration: (sums [B, H, C, K], mass [B, H, K]) of x [B, H, N, C] and bases [(B,) H, C, K]."""
+    """One iteration: (sums [B, H, C, K], mass [B, H, K]) of x in any layout and bases [(B,) H, C, K]."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, bases, weight, logit_bias, scale, backend):
-        return torch.ops.ema_ops.em_step(x, bases, weight, logit_bias, scale, backend)
+    def forward(x, bases, weight, logit_bias, layout, scale, backend):
+        return torch.ops.ema_ops.em_step(x, bases, weight, logit_bias, layout, scale, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -61,6 +65,7 @@ class EMStepFunction(torch.autograd.Function):
         ctx.save_for_backward(x, bases, weight, logit_bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_sums, grad_mass):
         x, bases, weight, logit_bias = ctx.saved_tensors
         grad_x, grad_bases, grad_bias = torch.ops.ema_ops.em_step_backward(
@@ -71,19 +76,18 @@ class EMStepFunction(torch.autograd.Function):
             _for_input(grad_bases, bases.dim(), bases.dtype),
             None,
             _for_bias(grad_bias, logit_bias),
-            None,
-            None,
+            *(None,) * 3,
         )
 
 
 class EMReconstructFunction(torch.autograd.Function):
-    """y [B, H, N, Cv] of x [B, H, N, C], logit bases [(B,) H, C, K] and value bases [(B,) H, Cv, K]."""
+    """y of x in any layout, logit bases [(B,) H, C, K] and value bases [(B,) H, Cv, K]."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, logit_bases, value_bases, logit_bias, scale, backend):
-        return torch.ops.ema_ops.em_reconstruct(x, logit_bases, value_bases, logit_bias, scale, backend)
+    def forward(x, logit_bases, value_bases, logit_bias, layout, scale, backend):
+        return torch.ops.ema_ops.em_reconstruct(x, logit_bases, value_bases, logit_bias, layout, scale, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -91,6 +95,7 @@ class EMReconstructFunction(torch.autograd.Function):
         ctx.save_for_backward(x, logit_bases, value_bases, logit_bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_y):
         x, logit_bases, value_bases, logit_bias = ctx.saved_tensors
         grad_x, grad_logit_bases, grad_value_bases, grad_bias = torch.ops.ema_ops.em_reconstruct_backward(
@@ -101,8 +106,7 @@ class EMReconstructFunction(torch.autograd.Function):
             _for_input(grad_logit_bases, logit_bases.dim(), logit_bases.dtype),
             _for_input(grad_value_bases, value_bases.dim(), value_bases.dtype),
             _for_bias(grad_bias, logit_bias),
-            None,
-            None,
+            *(None,) * 3,
         )
 
 
@@ -112,16 +116,12 @@ def _for_input(grad, rank, dtype):
 
 
 def _for_bias(grad, logit_bias):
-    """[B, H, K] as the gradient of a logit bias [K], [B, 1, K] or [B, H, K]."""
+    """[B, H, K] as the gradient of a logit bias [K], [B, K] or [B, H, K]."""
     if logit_bias is None:
         return None
     if logit_bias.dim() == 1:
         return grad.sum((0, 1)).to(logit_bias.dtype)
-    return (grad.sum(1, keepdim=True) if logit_bias.shape[1] == 1 else grad).to(logit_bias.dtype)
-
-
-def _no_second_derivative(ctx, *grads):
-    raise RuntimeError("ema_ops has no second derivative: differentiate ema_ops.reference twice instead")
+    return (grad.sum(1) if logit_bias.dim() == 2 else grad).to(logit_bias.dtype)
 
 
 for _name, _function in {
@@ -130,4 +130,3 @@ for _name, _function in {
     "em_reconstruct": EMReconstructFunction,
 }.items():
     torch.library.register_autograd(f"ema_ops::{_name}", _function.backward, setup_context=_function.setup_context)
-    torch.library.register_autograd(f"ema_ops::{_name.removesuffix('_forward')}_backward", _no_second_derivative)

@@ -60,20 +60,51 @@ def em_attention(
     """
     check_features(x)
     check_bases("bases", bases, x, channels=x.shape[-1])
-    check_weight(weight, x)
+    one_head = x.dim() == 3
+    y, last_bases = apply_em_attention(
+        x,
+        bases.unsqueeze(-3) if one_head else bases,
+        _full_rank(weight, x),
+        layout="BNC" if one_head else "BHNC",
+        num_iters=num_iters,
+        scale=scale,
+        grad_iters=grad_iters,
+        eps=eps,
+        eps_mode=eps_mode,
+        backend=backend,
+    )
+    return y, last_bases.squeeze(1) if one_head else last_bases
+
+
+def apply_em_attention(
+    x: Tensor,
+    bases: Tensor,
+    weight: Tensor | None,
+    *,
+    layout: str,
+    num_iters: int,
+    scale: float,
+    grad_iters: int | None,
+    eps: float,
+    eps_mode: str,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """`em_attention` of `x` in any layout of `layout.py`, beside bases [(B,) H, C, K] and a weight of full rank.
+
+    The caller has checked x against the bases and the weight's rank. Returns y in the shape of x and the last bases
+    [B, H, C, K].
+    """
     check_count("num_iters", num_iters)
     grad_iters = check_grad_iters(grad_iters, num_iters)
     scale, eps = check_scale(scale), check_eps(eps, eps_mode)
     check_backend(backend)
-
-    x, one_head = _autocast(x), x.dim() == 3
-    features, bases = _with_heads(x, one_head), bases.unsqueeze(-3) if one_head else bases
+    x = _autocast(x)
     if grad_iters == 0:
-        features, bases = features.detach(), bases.detach()
+        x, bases = x.detach(), bases.detach()
     y, last_bases, *_ = EMAttentionFunction.apply(
-        features, bases, _canonical_weight(weight, one_head), num_iters, grad_iters, scale, eps, eps_mode, backend
+        x, bases, weight, layout, num_iters, grad_iters, scale, eps, eps_mode, backend
     )
-    return (y.squeeze(1), last_bases.squeeze(1)) if one_head else (y, last_bases)
+    return y, last_bases
 
 
 def em_step(
@@ -108,17 +139,17 @@ def em_step(
     """
     check_features(x)
     check_bases("bases", bases, x, channels=x.shape[-1])
-    check_weight(weight, x)
     check_logit_bias(logit_bias, x, bases.shape[-1])
     scale = check_scale(scale)
     check_backend(backend)
 
-    x, one_head = _autocast(x), x.dim() == 3
+    one_head = x.dim() == 3
     sums, mass = EMStepFunction.apply(
-        _with_heads(x, one_head),
+        _autocast(x),
         bases.unsqueeze(-3) if one_head else bases,
-        _canonical_weight(weight, one_head),
-        _canonical_bias(logit_bias),
+        _full_rank(weight, x),
+        logit_bias,
+        "BNC" if one_head else "BHNC",
         scale,
         backend,
     )
@@ -159,13 +190,12 @@ def em_reconstruct(
     scale = check_scale(scale)
     check_backend(backend)
 
-    x, one_head = _autocast(x), x.dim() == 3
+    one_head = x.dim() == 3
     if one_head:
         logit_bases, value_bases = logit_bases.unsqueeze(-3), value_bases.unsqueeze(-3)
-    y = EMReconstructFunction.apply(
-        _with_heads(x, one_head), logit_bases, value_bases, _canonical_bias(logit_bias), scale, backend
+    return EMReconstructFunction.apply(
+        _autocast(x), logit_bases, value_bases, logit_bias, "BNC" if one_head else "BHNC", scale, backend
     )
-    return y.squeeze(1) if one_head else y
 
 
 def responsibilities(
@@ -193,20 +223,7 @@ def _autocast(x: Tensor) -> Tensor:
     return x
 
 
-def _with_heads(x: Tensor, one_head: bool) -> Tensor:
-    return x.unsqueeze(1) if one_head else x
-
-
-def _canonical_weight(weight: Tensor | None, one_head: bool) -> Tensor | None:
-    """`weight` as [b, h, n], every size 1 or full."""
-    if weight is None:
-        return None
-    if one_head:
-        weight = weight.view(1, 1) if weight.dim() == 0 else weight
-        weight = weight.unsqueeze(-2)
-    return weight[(None,) * (3 - weight.dim())]
-
-
-def _canonical_bias(logit_bias: Tensor | None) -> Tensor | None:
-    """`logit_bias` as [K], [B, 1, K] or [B, H, K]."""
-    return logit_bias.unsqueeze(1) if logit_bias is not None and logit_bias.dim() == 2 else logit_bias
+def _full_rank(weight: Tensor | None, x: Tensor) -> Tensor | None:
+    """`weight`, checked, with a leading dimension of size 1 for every one that it lacks."""
+    check_weight(weight, x, "[B, N]" if x.dim() == 3 else "[B, H, N]")
+    return None if weight is None else weight[(None,) * (x.dim() - 1 - weight.dim())]

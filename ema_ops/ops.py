@@ -1,7 +1,8 @@
 """The operators `torch.ops.ema_ops.*`: schema, fake implementation, and the call of the chosen backend.
 
-Shapes are canonical here: x [B, H, N, C], bases [H, C, K] or [B, H, C, K], weight [b, h, n] where each size may
-be 1, logit_bias [K] or [B, h, K]. The bodies run with autocast off.
+x comes in one of the layouts of `layout.py`; it is brought to rows inside the bodies, where autograd records
+nothing and no view becomes part of a compiled graph. bases are [H, C, K] or [B, H, C, K], weight is [B, N] (with layout
+"BHNC" [B, H, N]) where any size may be 1, logit_bias is [K], [B, K] or [B, H, K]. The bodies run with autocast off.
 """
 
 from __future__ import annotations
@@ -14,23 +15,25 @@ from torch import Tensor
 
 from .backends import choose, load
 from .backends.base import Backend
-from .problem import Problem, empty_like_order
+from .layout import as_rows, empty_like, from_rows
+from .problem import Problem
 from .vmap import fold_into_batch
 
-_LOOP = "int num_iters, int grad_iters, float scale, float eps, str eps_mode"
+_LOOP = "str layout, int num_iters, int grad_iters, float scale, float eps, str eps_mode"
 SCHEMAS = {
     "em_forward": f"(Tensor x, Tensor bases, Tensor? weight, {_LOOP}, str? backend)"
     " -> (Tensor y, Tensor bases, Tensor path, Tensor masses, Tensor lengths)",
     "em_backward": "(Tensor grad_y, Tensor? grad_bases, Tensor x, Tensor? weight, Tensor bases, Tensor path, "
     f"Tensor masses, Tensor lengths, bool need_bases, {_LOOP}, str? backend) -> (Tensor grad_x, Tensor grad_bases)",
-    "em_step": "(Tensor x, Tensor bases, Tensor? weight, Tensor? logit_bias, float scale, str? backend)"
+    "em_step": "(Tensor x, Tensor bases, Tensor? weight, Tensor? logit_bias, str layout, float scale, str? backend)"
     " -> (Tensor sums, Tensor mass)",
     "em_step_backward": "(Tensor grad_sums, Tensor grad_mass, Tensor x, Tensor bases, Tensor? weight, "
-    "Tensor? logit_bias, float scale, str? backend) -> (Tensor grad_x, Tensor grad_bases, Tensor grad_logit_bias)",
-    "em_reconstruct": "(Tensor x, Tensor logit_bases, Tensor value_bases, Tensor? logit_bias, float scale, "
+    "Tensor? logit_bias, str layout, float scale, str? backend)"
+    " -> (Tensor grad_x, Tensor grad_bases, Tensor grad_logit_bias)",
+    "em_reconstruct": "(Tensor x, Tensor logit_bases, Tensor value_bases, Tensor? logit_bias, str layout, float scale, "
     "str? backend) -> Tensor y",
     "em_reconstruct_backward": "(Tensor grad_y, Tensor x, Tensor logit_bases, Tensor value_bases, "
-    "Tensor? logit_bias, float scale, str? backend)"
+    "Tensor? logit_bias, str layout, float scale, str? backend)"
     " -> (Tensor grad_x, Tensor grad_logit_bases, Tensor grad_value_bases, Tensor grad_logit_bias)",
 }
 
@@ -64,41 +67,56 @@ def _fake(body: Callable) -> Callable:
     return body
 
 
-def _select(problem: Problem, backend: str | None) -> Backend:
-    chosen = choose(problem, backend)
-    # nothing to launch: plain PyTorch knows what a sum over nothing is
-    return load("torch") if problem.is_empty else chosen
+class _Call:
+    """One call inside a body: rows, problem, and the small arguments expanded to the whole batch."""
 
+    def __init__(
+        self, layout: str, backend: str | None, x: Tensor, bases: Tensor, weight: Tensor | None, **arguments: Any
+    ) -> None:
+        self.x, self.layout = x, layout
+        self.heads = bases.shape[-3]
+        self.rows = as_rows(x, layout, self.heads)
+        self.problem = Problem.build(self.rows, bases, weight=weight, **arguments)
+        chosen = choose(self.problem, backend)
+        # nothing to launch: plain PyTorch knows what a sum over nothing is
+        self.kernels: Backend = load("torch") if self.problem.is_empty else chosen
 
-def _expand(bases: Tensor, problem: Problem) -> Tensor:
-    return bases.expand(problem.batch, problem.heads, *bases.shape[-2:])
+    def as_rows(self, like_x: Tensor) -> Tensor:
+        return as_rows(like_x, self.layout, self.heads)
 
+    def from_rows(self, rows: Tensor) -> Tensor:
+        return from_rows(rows, self.x, self.layout)
 
-def _expand_weight(weight: Tensor | None, problem: Problem) -> Tensor | None:
-    if weight is None:
-        return None
-    return weight.to(problem.accumulate_dtype).expand(problem.batch, problem.heads, problem.positions)
+    def expand_bases(self, bases: Tensor) -> Tensor:
+        return bases.expand(self.problem.batch, self.heads, *bases.shape[-2:])
 
+    def expand_weight(self, weight: Tensor | None) -> Tensor | None:
+        if weight is None:
+            return None
+        weight = weight.unsqueeze(1) if weight.dim() == 2 else weight
+        return weight.to(self.problem.accumulate_dtype).expand(self.rows.shape[:3])
 
-def _expand_bias(logit_bias: Tensor | None, problem: Problem) -> Tensor | None:
-    return None if logit_bias is None else logit_bias.expand(problem.batch, problem.heads, problem.num_bases)
+    def expand_bias(self, logit_bias: Tensor | None) -> Tensor | None:
+        if logit_bias is None:
+            return None
+        logit_bias = logit_bias.unsqueeze(1) if logit_bias.dim() == 2 else logit_bias
+        return logit_bias.expand(self.problem.batch, self.heads, self.problem.num_bases)
 
 
 @_implement
-def em_forward(x, bases, weight, num_iters, grad_iters, scale, eps, eps_mode, backend):
-    problem = Problem.build(
-        x, bases, weight=weight, num_iters=num_iters, grad_iters=grad_iters, scale=scale, eps=eps, eps_mode=eps_mode
-    )
-    kernels = _select(problem, backend)
-    return kernels.em_forward(problem, x, _expand(bases, problem), _expand_weight(weight, problem))
+def em_forward(x, bases, weight, layout, num_iters, grad_iters, scale, eps, eps_mode, backend):
+    options = {"num_iters": num_iters, "grad_iters": grad_iters, "scale": scale, "eps": eps, "eps_mode": eps_mode}
+    call = _Call(layout, backend, x, bases, weight, **options)
+    y, *saved = call.kernels.em_forward(call.problem, call.rows, call.expand_bases(bases), call.expand_weight(weight))
+    return call.from_rows(y), *saved
 
 
 @_fake
-def em_forward_fake(x, bases, weight, num_iters, grad_iters, scale, eps, eps_mode, backend):
+def em_forward_fake(x, bases, weight, layout, num_iters, grad_iters, scale, eps, eps_mode, backend):
     sizes, dtype = (x.shape[0], *bases.shape[-3:]), _accumulate_dtype(x)
-    per_base = (num_iters, x.shape[0], x.shape[1], bases.shape[-1])
+    per_base = (num_iters, x.shape[0], bases.shape[-3], bases.shape[-1])
     return (
-        empty_like_order(x),
+        _empty_like(x, layout),
         x.new_empty(sizes, dtype=dtype),
         x.new_empty(num_iters, *sizes, dtype=dtype),
         x.new_empty(per_base, dtype=dtype),
@@ -108,112 +126,95 @@ def em_forward_fake(x, bases, weight, num_iters, grad_iters, scale, eps, eps_mod
 
 @_implement
 def em_backward(
-    grad_y,
-    grad_bases,
-    x,
-    weight,
-    bases,
-    path,
-    masses,
-    lengths,
-    need_bases,
-    num_iters,
-    grad_iters,
-    scale,
-    eps,
-    eps_mode,
-    backend,
-):
-    problem = Problem.build(
-        x, bases, weight=weight, num_iters=num_iters, grad_iters=grad_iters, scale=scale, eps=eps, eps_mode=eps_mode
-    )
-    kernels = _select(problem, backend)
-    grad_x, grad_initial = kernels.em_backward(
-        problem, grad_y, grad_bases, x, _expand_weight(weight, problem), bases, path, masses, lengths, need_bases
-    )
-    return grad_x, _no_bases(bases) if grad_initial is None else grad_initial
+    grad_y, grad_bases, x, weight, bases, path, masses, lengths, need_bases,
+    layout, num_iters, grad_iters, scale, eps, eps_mode, backend,
+):  # fmt: skip
+    options = {"num_iters": num_iters, "grad_iters": grad_iters, "scale": scale, "eps": eps, "eps_mode": eps_mode}
+    call = _Call(layout, backend, x, bases, weight, **options)
+    grad_x, grad_initial = call.kernels.em_backward(
+        call.problem, call.as_rows(grad_y), grad_bases, call.rows, call.expand_weight(weight),
+        bases, path, masses, lengths, need_bases,
+    )  # fmt: skip
+    return call.from_rows(grad_x), _no_bases(bases) if grad_initial is None else grad_initial
 
 
 @_fake
 def em_backward_fake(
-    grad_y,
-    grad_bases,
-    x,
-    weight,
-    bases,
-    path,
-    masses,
-    lengths,
-    need_bases,
-    num_iters,
-    grad_iters,
-    scale,
-    eps,
-    eps_mode,
-    backend,
-):
-    return empty_like_order(x), bases.new_empty(bases.shape) if need_bases else _no_bases(bases)
+    grad_y, grad_bases, x, weight, bases, path, masses, lengths, need_bases,
+    layout, num_iters, grad_iters, scale, eps, eps_mode, backend,
+):  # fmt: skip
+    return _empty_like(x, layout), bases.new_empty(bases.shape) if need_bases else _no_bases(bases)
 
 
 @_implement
-def em_step(x, bases, weight, logit_bias, scale, backend):
-    problem = Problem.build(x, bases, weight=weight, logit_bias=logit_bias, scale=scale)
-    kernels = _select(problem, backend)
-    weight, logit_bias = _expand_weight(weight, problem), _expand_bias(logit_bias, problem)
-    return kernels.em_step(problem, x, _expand(bases, problem), weight, logit_bias)
+def em_step(x, bases, weight, logit_bias, layout, scale, backend):
+    call = _Call(layout, backend, x, bases, weight, logit_bias=logit_bias, scale=scale)
+    return call.kernels.em_step(
+        call.problem, call.rows, call.expand_bases(bases), call.expand_weight(weight), call.expand_bias(logit_bias)
+    )
 
 
 @_fake
-def em_step_fake(x, bases, weight, logit_bias, scale, backend):
+def em_step_fake(x, bases, weight, logit_bias, layout, scale, backend):
     dtype = _accumulate_dtype(x)
     sums = x.new_empty(x.shape[0], *bases.shape[-3:], dtype=dtype)
-    return sums, x.new_empty(x.shape[0], x.shape[1], bases.shape[-1], dtype=dtype)
+    return sums, x.new_empty(x.shape[0], bases.shape[-3], bases.shape[-1], dtype=dtype)
 
 
 @_implement
-def em_step_backward(grad_sums, grad_mass, x, bases, weight, logit_bias, scale, backend):
-    problem = Problem.build(x, bases, weight=weight, logit_bias=logit_bias, scale=scale)
-    kernels = _select(problem, backend)
-    weight, logit_bias = _expand_weight(weight, problem), _expand_bias(logit_bias, problem)
-    return kernels.em_step_backward(problem, grad_sums, grad_mass, x, _expand(bases, problem), weight, logit_bias)
+def em_step_backward(grad_sums, grad_mass, x, bases, weight, logit_bias, layout, scale, backend):
+    call = _Call(layout, backend, x, bases, weight, logit_bias=logit_bias, scale=scale)
+    grad_x, *small = call.kernels.em_step_backward(
+        call.problem, grad_sums, grad_mass, call.rows, call.expand_bases(bases),
+        call.expand_weight(weight), call.expand_bias(logit_bias),
+    )  # fmt: skip
+    return call.from_rows(grad_x), *small
 
 
 @_fake
-def em_step_backward_fake(grad_sums, grad_mass, x, bases, weight, logit_bias, scale, backend):
-    return empty_like_order(x), torch.empty_like(grad_sums), torch.empty_like(grad_mass)
+def em_step_backward_fake(grad_sums, grad_mass, x, bases, weight, logit_bias, layout, scale, backend):
+    return _empty_like(x, layout), grad_sums.new_empty(grad_sums.shape), grad_mass.new_empty(grad_mass.shape)
 
 
 @_implement
-def em_reconstruct(x, logit_bases, value_bases, logit_bias, scale, backend):
-    problem = Problem.build(x, logit_bases, value_bases=value_bases, logit_bias=logit_bias, scale=scale)
-    kernels = _select(problem, backend)
-    logit_bases, value_bases = _expand(logit_bases, problem), _expand(value_bases, problem)
-    return kernels.em_reconstruct(problem, x, logit_bases, value_bases, _expand_bias(logit_bias, problem))
+def em_reconstruct(x, logit_bases, value_bases, logit_bias, layout, scale, backend):
+    call = _Call(layout, backend, x, logit_bases, None, value_bases=value_bases, logit_bias=logit_bias, scale=scale)
+    y = call.kernels.em_reconstruct(
+        call.problem, call.rows, call.expand_bases(logit_bases), call.expand_bases(value_bases),
+        call.expand_bias(logit_bias),
+    )  # fmt: skip
+    return call.from_rows(y)
 
 
 @_fake
-def em_reconstruct_fake(x, logit_bases, value_bases, logit_bias, scale, backend):
-    return empty_like_order(x, value_bases.shape[-2])
+def em_reconstruct_fake(x, logit_bases, value_bases, logit_bias, layout, scale, backend):
+    heads = 1 if layout == "BHNC" else value_bases.shape[-3]
+    return empty_like(x, layout, heads * value_bases.shape[-2])
 
 
 @_implement
-def em_reconstruct_backward(grad_y, x, logit_bases, value_bases, logit_bias, scale, backend):
-    problem = Problem.build(x, logit_bases, value_bases=value_bases, logit_bias=logit_bias, scale=scale)
-    kernels = _select(problem, backend)
-    logit_bases, value_bases = _expand(logit_bases, problem), _expand(value_bases, problem)
-    logit_bias = _expand_bias(logit_bias, problem)
-    return kernels.em_reconstruct_backward(problem, grad_y, x, logit_bases, value_bases, logit_bias)
+def em_reconstruct_backward(grad_y, x, logit_bases, value_bases, logit_bias, layout, scale, backend):
+    call = _Call(layout, backend, x, logit_bases, None, value_bases=value_bases, logit_bias=logit_bias, scale=scale)
+    grad_x, *small = call.kernels.em_reconstruct_backward(
+        call.problem, call.as_rows(grad_y), call.rows, call.expand_bases(logit_bases),
+        call.expand_bases(value_bases), call.expand_bias(logit_bias),
+    )  # fmt: skip
+    return call.from_rows(grad_x), *small
 
 
 @_fake
-def em_reconstruct_backward_fake(grad_y, x, logit_bases, value_bases, logit_bias, scale, backend):
+def em_reconstruct_backward_fake(grad_y, x, logit_bases, value_bases, logit_bias, layout, scale, backend):
     dtype, batch = _accumulate_dtype(x), x.shape[0]
     return (
-        empty_like_order(x),
+        _empty_like(x, layout),
         x.new_empty(batch, *logit_bases.shape[-3:], dtype=dtype),
         x.new_empty(batch, *value_bases.shape[-3:], dtype=dtype),
-        x.new_empty(batch, x.shape[1], logit_bases.shape[-1], dtype=dtype),
+        x.new_empty(batch, logit_bases.shape[-3], logit_bases.shape[-1], dtype=dtype),
     )
+
+
+def _empty_like(x: Tensor, layout: str) -> Tensor:
+    return empty_like(x, layout, x.shape[1 if layout == "BCN" else -1])
 
 
 def _accumulate_dtype(x: Tensor) -> torch.dtype:

@@ -15,13 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .layout import memory_order
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 EPS_MODES = ("add", "max")
 
 
+def check_floating(name: str, value: Any) -> None:
+    """A tensor of one of `DTYPES`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is {type(value).__name__}: expected a tensor")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{name} has dtype {value.dtype}: expected one of {_names(DTYPES)}")
+
+
 def check_features(x: Any) -> None:
     """`x` must be a real floating tensor [B, N, C] or [B, H, N, C] with C >= 1."""
-    _check_tensor("x", x)
+    check_floating("x", x)
     if x.dim() not in (3, 4):
         raise ValueError(f"x has shape {_shape(x)}: expected [B, N, C] or [B, H, N, C]")
     if x.shape[-1] < 1:
@@ -30,7 +40,7 @@ def check_features(x: Any) -> None:
 
 def check_bases(name: str, bases: Any, x: Tensor, *, channels: int | None) -> None:
     """`bases` must be [.., C, K] beside `x`; `channels=None` leaves its width free (value bases)."""
-    _check_tensor(name, bases)
+    check_floating(name, bases)
     expected = "[C, K] or [B, C, K]" if x.dim() == 3 else "[H, C, K] or [B, H, C, K]"
     if bases.dim() not in (x.dim() - 1, x.dim()):
         raise ValueError(f"{name} has shape {_shape(bases)}: expected {expected} beside x {_shape(x)}")
@@ -47,16 +57,15 @@ def check_bases(name: str, bases: Any, x: Tensor, *, channels: int | None) -> No
     _check_device(name, bases, x)
 
 
-def check_weight(weight: Any, x: Tensor) -> None:
-    """`weight` must be a constant that broadcasts to [B, N] (or [B, H, N]); bool masks count as 0 and 1."""
+def check_weight(weight: Any, x: Tensor, expected: str) -> None:
+    """`weight` must be a constant that broadcasts to `expected`, such as "[B, N]"; bool masks count as 0 and 1."""
     if weight is None:
         return
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight is {type(weight).__name__}: expected a tensor or None")
     if weight.dtype != torch.bool and weight.dtype not in DTYPES:
         raise TypeError(f"weight has dtype {weight.dtype}: expected bool or one of {_names(DTYPES)}")
-    if weight.dim() > x.dim() - 1:
-        expected = "[B, N]" if x.dim() == 3 else "[B, H, N]"
+    if weight.dim() > expected.count(",") + 1:
         raise ValueError(f"weight has shape {_shape(weight)}: expected it to broadcast to {expected}")
     if weight.requires_grad:
         raise ValueError("weight requires a gradient, but weights are constants: expected weight.detach()")
@@ -67,7 +76,7 @@ def check_logit_bias(logit_bias: Any, x: Tensor, num_bases: int) -> None:
     """`logit_bias` must be [K] or [B, K] (or [B, H, K] beside a 4-D `x`)."""
     if logit_bias is None:
         return
-    _check_tensor("logit_bias", logit_bias)
+    check_floating("logit_bias", logit_bias)
     ranks = (1, 2) if x.dim() == 3 else (1, 2, 3)
     if logit_bias.dim() not in ranks or logit_bias.shape[-1] != num_bases:
         expected = "[K] or [B, K]" if x.dim() == 3 else "[K], [B, K] or [B, H, K]"
@@ -110,7 +119,7 @@ def check_scale(scale: Any) -> float:
     """A finite temperature."""
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"scale is {scale!r} ({type(scale).__name__}): expected a number")
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:
         raise ValueError(f"scale is {scale}: expected a finite number")
     return float(scale)
 
@@ -119,7 +128,7 @@ def check_eps(eps: Any, eps_mode: Any) -> float:
     """A finite eps >= 0 and one of the two ways to apply it."""
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
         raise TypeError(f"eps is {eps!r} ({type(eps).__name__}): expected a number")
-    if not (math.isfinite(eps) and eps >= 0):
+    if not 0 <= eps < math.inf:
         raise ValueError(f"eps is {eps}: expected a finite number >= 0")
     if eps_mode not in EPS_MODES:
         raise ValueError(f"eps_mode is {eps_mode!r}: expected one of {', '.join(map(repr, EPS_MODES))}")
@@ -172,15 +181,19 @@ class Problem:
         value_bases: Tensor | None = None,
         **options: Any,
     ) -> Problem:
-        """The problem of `x` [B, H, N, C] beside `bases` [H, C, K] or [B, H, C, K]; raises ValueError."""
+        """The problem of the rows `x` [B, H, N, C] beside what the operator got; raises ValueError.
+
+        bases and value_bases are [H, C, K] or [B, H, C, K]; weight is [B, N] or [B, H, N] with any size 1;
+        logit_bias is [K], [B, K] or [B, H, K]. `options` are further fields.
+        """
         batch, heads, positions, channels = x.shape
-        _check_batch("bases", bases, 4, batch)
-        if value_bases is not None:
-            _check_batch("value_bases", value_bases, 4, batch)
-        if logit_bias is not None:
-            _check_batch("logit_bias", logit_bias, 3, batch)
+        for name, tensor in (("bases", bases), ("value_bases", value_bases)):
+            if tensor is not None and tensor.dim() == 4 and tensor.shape[0] != batch:
+                raise ValueError(f"{name} is made for a batch of {tensor.shape[0]}: expected B = {batch} as in x")
+        if logit_bias is not None and logit_bias.shape[:-1] not in ((), (batch,), (batch, heads)):
+            raise ValueError(f"logit_bias has shape {_shape(logit_bias)}: expected B = {batch}, H = {heads} as in x")
         if weight is not None:
-            _check_weight_sizes(weight, batch, heads, positions)
+            _check_weight_sizes(weight, (batch, positions) if weight.dim() == 2 else (batch, heads, positions))
         return cls(
             batch,
             heads,
@@ -197,49 +210,14 @@ class Problem:
         )
 
 
-def memory_order(x: Tensor) -> str:
-    """The order of the dimensions of `x` [B, H, N, C] in memory, slowest first (see `Problem.order`)."""
-    _, head_stride, position_stride, channel_stride = x.stride()
-    if position_stride < channel_stride:
-        return "BHCN"
-    if x.shape[1] > 1 and head_stride < position_stride:
-        return "BNHC"
-    return "BHNC"
-
-
-def empty_like_order(x: Tensor, channels: int | None = None) -> Tensor:
-    """A dense, uninitialised [B, H, N, channels] in the memory order and dtype of `x`, real or fake."""
-    batch, heads, positions, own_channels = x.shape
-    channels = own_channels if channels is None else channels
-    order = memory_order(x)
-    if order == "BHCN":
-        return x.new_empty(batch, heads, channels, positions).transpose(2, 3)
-    if order == "BNHC":
-        return x.new_empty(batch, positions, heads, channels).transpose(1, 2)
-    return x.new_empty(batch, heads, positions, channels)
-
-
-def _check_tensor(name: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is {type(value).__name__}: expected a tensor")
-    if value.dtype not in DTYPES:
-        raise TypeError(f"{name} has dtype {value.dtype}: expected one of {_names(DTYPES)}")
-
-
 def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
     if tensor.device != x.device:
         raise ValueError(f"{name} is on {tensor.device}: expected {x.device}, the device of x")
 
 
-def _check_batch(name: str, tensor: Tensor, batched_rank: int, batch: int) -> None:
-    if tensor.dim() == batched_rank and tensor.shape[0] != batch:
-        raise ValueError(f"{name} is made for a batch of {tensor.shape[0]}: expected B = {batch} as in x")
-
-
-def _check_weight_sizes(weight: Tensor, batch: int, heads: int, positions: int) -> None:
-    full = (batch, heads, positions)
+def _check_weight_sizes(weight: Tensor, full: tuple[int, ...]) -> None:
     if any(size not in (1, target) for size, target in zip(weight.shape, full, strict=True)):
-        raise ValueError(f"weight has shape {_shape(weight)}: expected it to broadcast to [B, H, N] = {list(full)}")
+        raise ValueError(f"weight has shape {_shape(weight)}: expected it to broadcast to {list(full)}")
     checked = weight.device.type == "cpu" or os.environ.get("EMA_OPS_CHECK_VALUES") == "1"
     if checked and weight.dtype != torch.bool and not bool((weight >= 0).all()):
         raise ValueError(f"weight has the value {weight.min().item()}: expected no negative and no NaN")

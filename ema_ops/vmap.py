@@ -46,8 +46,6 @@ def _fold(name: str, value: Tensor, vmapped: int | None, size: int, batch: int) 
     if vmapped is None and (shared or (name == "weight" and value.shape[0] == 1)):
         return value
     value = value.unsqueeze(0).expand(size, *value.shape) if vmapped is None else value.movedim(vmapped, 0)
-    if name == "logit_bias" and shared:
-        value = value.unsqueeze(1)  # heads
     if shared:
         value = value.unsqueeze(1)
     value = value.movedim(0, dim)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..problem import Problem, empty_like_order
+from ..layout import empty_like_order
+from ..problem import Problem
 from .base import Backend
 
 

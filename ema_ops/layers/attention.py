@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from ..backends import check_backend
-from ..functional import em_attention
-from ..problem import check_count, check_eps, check_grad_iters, check_scale
+from ..functional import apply_em_attention
+from ..problem import check_count, check_eps, check_floating, check_grad_iters, check_scale, check_weight
 from .running_bases import RENORMALIZE, normalize_over_channels, update_running_bases
 
 
@@ -133,15 +133,15 @@ class EMAttention(nn.Module):
         """
         num_iters = self.num_iters if num_iters is None else check_count("num_iters", num_iters)
         moves = self._moves_bases(update_bases)
-        rows, spatial = self._rows(x)
-        if weight is not None:
-            weight = _flat_weight(weight, spatial)
-        y, last_bases = em_attention(
-            rows.unflatten(-1, self.bases.shape[:2]).transpose(1, 2),
+        self._check_features(x)
+        weight = self._flat_weight(weight, x)
+        y, last_bases = apply_em_attention(
+            x,
             self.bases,
+            weight,
+            layout="BCN" if self.channel_dim == 1 else "BNC",
             num_iters=num_iters,
             scale=self.scale,
-            weight=None if weight is None else weight.unsqueeze(1),
             grad_iters=None if self.grad_iters is None else min(self.grad_iters, num_iters),
             eps=self.eps,
             eps_mode=self.eps_mode,
@@ -149,8 +149,6 @@ class EMAttention(nn.Module):
         )
         if moves:
             self.update_running_bases(last_bases, weight)
-        y = y.transpose(1, 2).flatten(2)
-        y = y.unflatten(1, spatial) if self.channel_dim == -1 else y.transpose(1, 2).unflatten(2, spatial)
         return (y, last_bases) if return_bases else y
 
     def update_running_bases(self, bases: Tensor, weight: Tensor | None = None) -> None:
@@ -194,30 +192,26 @@ class EMAttention(nn.Module):
             )
         return moves
 
-    def _rows(self, x: Any) -> tuple[Tensor, tuple[int, ...]]:
-        """`x` as rows [B, N, C], a view where its strides allow, and its spatial sizes."""
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x is {type(x).__name__}: expected a tensor")
+    def _check_features(self, x: Any) -> None:
+        check_floating("x", x)
         layout = "[B, C, *spatial]" if self.channel_dim == 1 else "[B, *spatial, C]"
         if x.dim() < 3 or x.shape[self.channel_dim] != self.channels:
             raise ValueError(f"x has shape {list(x.shape)}: expected {layout} with C = {self.channels}")
-        if self.channel_dim == 1:
-            return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])
-        return x.flatten(1, -2), tuple(x.shape[1:-1])
+        if x.device != self.bases.device:
+            raise ValueError(f"x is on {x.device}: expected {self.bases.device}, the device of the layer")
 
-
-def _flat_weight(weight: Any, spatial: tuple[int, ...]) -> Tensor:
-    """`weight` [B, *spatial] or [B, N] as [B, N]."""
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight is {type(weight).__name__}: expected a tensor or None")
-    if weight.dim() == 2:
-        return weight
-    if tuple(weight.shape[1:]) != spatial:
-        raise ValueError(
-            f"weight has shape {list(weight.shape)}: expected [B, {', '.join(map(str, spatial))}] or "
-            f"[B, {math.prod(spatial)}]"
-        )
-    return weight.flatten(1)
+    def _flat_weight(self, weight: Any, x: Tensor) -> Tensor | None:
+        """`weight` [B, *spatial] or [B, N], checked, as [B, N]."""
+        if weight is None:
+            return None
+        spatial = x.shape[2:] if self.channel_dim == 1 else x.shape[1:-1]
+        expected = f"[B, {', '.join(map(str, spatial))}]"
+        check_weight(weight, x, expected)
+        if weight.dim() == 2:
+            return weight
+        if weight.shape[1:] != spatial:
+            raise ValueError(f"weight has shape {list(weight.shape)}: expected {expected} or [B, {math.prod(spatial)}]")
+        return weight.flatten(1)
 
 
 def _check_momentum(momentum: Any) -> float:
