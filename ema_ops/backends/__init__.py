@@ -11,7 +11,7 @@ from ..problem import Problem
 from .base import Backend
 
 # In order of preference. A module is imported when its backend is first asked for.
-MODULES = {"torch": "ema_ops.backends.eager"}
+MODULES = {"triton": "ema_ops.backends.triton", "torch": "ema_ops.backends.eager"}
 
 
 class BackendStatus(NamedTuple):

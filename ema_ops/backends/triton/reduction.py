@@ -8,18 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from ...problem import Problem
 from .plan import Splits, block
-from .tiles import inverse
+from .tiles import inverse, kernel
 
 SLOTS_AT_ONCE = 16
 
 
-@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["result", "mass", "length"])
+@kernel
 def add_slots(
     sums,
     masses,
