@@ -1,17 +1,24 @@
-"""The gradients of the loop and of its two parts: what is launched, in which order, into which workspace.
+"""The gradient: which kernels run in which order, and the memory between them.
 
-Responsibilities are computed again from the bases of every iteration. An iteration costs two or three launches, and one
-product at the end writes grad_x once (see `backward_kernels`). Nothing is added by atomics.
+Responsibilities are computed again from the bases of every iteration. For each, one kernel gives the gradient of the
+logits, one the partial sums of the gradient of the bases before, and one adds those; a last product writes grad_x once.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import torch
-import triton
 from torch import Tensor
 
-from ...problem import Problem, empty_like_order
-from .backward_kernels import finish_kernel, grad_features_kernel, moment_kernel, rows_kernel
+from ...layout import empty_like_order
+from ...problem import Problem
+from . import backward_kernels as kernels
+from . import forward_kernels, settings
+from .forward import Features, dense_bias, e_step, images
+from .plan import block, ceil_div, layout_of, multiprocessors, split_tiles
+from .reduction import SLOTS_AT_ONCE, Partials
 
 
 def em_backward(
@@ -22,45 +29,28 @@ def em_backward(
     weight: Tensor | None,
     bases: Tensor,
     path: Tensor,
-    masses: Tensor,
-    lengths: Tensor,
+    mass: Tensor,
+    length: Tensor,
     need_bases: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """See `Backend.em_backward`."""
-    batch, heads, num_bases = problem.batch, problem.heads, problem.num_bases
-    turns, stop = problem.grad_iters, problem.num_iters - problem.grad_iters
-    features, grad_out = x, grad_y
-    left = x.new_empty(batch * heads, problem.positions, turns, 2, num_bases)
-    right = x.new_empty(batch * heads, turns, 2, num_bases, problem.channels)
-    right.view(batch, heads, *right.shape[1:])[:, :, :, 1].copy_(path[stop:].permute(1, 2, 0, 4, 3))
-    last_bases = _as_rows(x, bases)
-    power, grad_mass = _per_base(problem, x), _per_base(problem, x)
-
-    _rows(problem, features, right[:, -1, 1], left_z=left[:, :, -1, 0])
-    moment = _moment(problem, left[:, :, -1, 0], grad_out)
-    for turn in range(turns - 1, -1, -1):
-        t, at_end = stop + turn, turn == turns - 1
-        _finish(
-            problem,
-            moment,
-            extra=grad_bases if at_end else None,
-            normalized=(bases if at_end else path[t + 1], masses[t], lengths[t], grad_mass),
-            right=(right[:, turn, 0], power),
-        )
-        _rows(
-            problem,
-            features,
-            right[:, turn, 1],
-            grad_sums=(right[:, turn, 0], power, grad_mass),
-            values=(grad_out, last_bases) if at_end else None,
-            weight=weight,
-            left_z=left[:, :, turn, 0],
-            left_product=left[:, :, turn, 1],
-        )
-        if turn > 0 or need_bases:
-            moment = _moment(problem, left[:, :, turn, 1], features)
-    grad_initial = _finish(problem, moment) if need_bases else None
-    return _grad_features(problem, x, left.flatten(2), right.flatten(1, 3)), grad_initial
+    stop = problem.num_iters - problem.grad_iters
+    features, grads = Features.of(problem, x), Features.of(problem, grad_y)
+    products, sums = Products.empty(problem, 2 * problem.grad_iters), SumsGradient.empty(problem)
+    e_step(problem, features, path[-1], None, products.left[-2])
+    partials, factor = moments(problem, grads, products.left[-2]), 1.0
+    m, values = bases, (grads, rows_of(problem, bases))
+    for t in range(problem.num_iters - 1, stop - 1, -1):
+        pair = slice(2 * (t - stop), 2 * (t - stop) + 2)
+        (z, grad_logits), (sums_rows, logit_rows) = products.left[pair], products.right[pair]
+        logit_rows.copy_(rows_of(problem, path[t], problem.scale))
+        normalize_backward(problem, partials.sums, factor, grad_bases, (m, mass[t], length[t]), sums_rows, sums)
+        e_step_backward(problem, features, logit_rows, None, (sums_rows, sums), weight, values, z, grad_logits)
+        if t > stop or need_bases:
+            partials = moments(problem, features, grad_logits)
+        m, values, factor, grad_bases = path[t], None, problem.scale, None
+    grad_initial = total(problem, partials, problem.scale)[0] if need_bases else None
+    return products.add(problem, x), grad_initial
 
 
 def em_step_backward(
@@ -73,25 +63,16 @@ def em_step_backward(
     logit_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `Backend.em_step_backward`."""
-    images, num_bases = problem.batch * problem.heads, problem.num_bases
-    left = x.new_empty(images, problem.positions, 2, num_bases)
-    right = x.new_empty(images, 2, num_bases, problem.channels)
-    right[:, 1] = _as_rows(x, bases)
-    power = _per_base(problem, x)
-    slots = grad_sums.float().reshape(images, 1, problem.channels, num_bases).transpose(-1, -2)
-    _finish(problem, slots, right=(right[:, 0], power))
-    grad_bias = _rows(
-        problem,
-        x,
-        right[:, 1],
-        grad_sums=(right[:, 0], power, grad_mass.float().contiguous()),
-        weight=weight,
-        logit_bias=_bias(problem, x, logit_bias),
-        left_z=left[:, :, 0],
-        left_product=left[:, :, 1],
-    )
-    grad_bases = _finish(problem, _moment(problem, left[:, :, 1], x))
-    return _grad_features(problem, x, left.flatten(2), right.flatten(1, 2)), grad_bases, grad_bias
+    features, products, sums = Features.of(problem, x), Products.empty(problem, 2), SumsGradient.empty(problem)
+    (z, grad_logits), (sums_rows, logit_rows) = products.left, products.right
+    logit_rows.copy_(rows_of(problem, bases, problem.scale))
+    sums.mass.copy_(grad_mass)
+    slot = grad_sums.float().transpose(-1, -2).contiguous().view(-1, 1, problem.num_bases, problem.channels)
+    normalize_backward(problem, slot, 1.0, None, None, sums_rows, sums)
+    bias = dense_bias(logit_bias)
+    e_step_backward(problem, features, logit_rows, bias, (sums_rows, sums), weight, None, z, grad_logits)
+    grad_bases, grad_bias = total(problem, moments(problem, features, grad_logits), problem.scale)
+    return products.add(problem, x), grad_bases, grad_bias
 
 
 def em_reconstruct_backward(
@@ -103,199 +84,178 @@ def em_reconstruct_backward(
     logit_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `Backend.em_reconstruct_backward`."""
-    z, product = x.new_empty(2, problem.batch * problem.heads, problem.positions, problem.num_bases)
-    right = _as_rows(x, logit_bases)
-    grad_bias = _rows(
-        problem,
-        x,
-        right,
-        values=(grad_y, _as_rows(x, value_bases)),
-        logit_bias=_bias(problem, x, logit_bias),
-        left_z=z,
-        left_product=product,
-    )
-    grad_logit_bases = _finish(problem, _moment(problem, product, x))
-    grad_value_bases = _finish(problem, _moment(problem, z, grad_y))
-    return _grad_features(problem, x, product, right), grad_logit_bases, grad_value_bases, grad_bias
+    value_side = replace(problem, channels=problem.value_channels)
+    features, grads = Features.of(problem, x), Features.of(value_side, grad_y)
+    products = Products.empty(problem, 1)
+    (grad_logits,), (logit_rows,) = products.left, products.right
+    logit_rows.copy_(rows_of(problem, logit_bases, problem.scale))
+    z, bias, values = torch.empty_like(grad_logits), dense_bias(logit_bias), (grads, rows_of(problem, value_bases))
+    e_step_backward(problem, features, logit_rows, bias, None, None, values, z, grad_logits)
+    grad_logit_bases, grad_bias = total(problem, moments(problem, features, grad_logits), problem.scale)
+    grad_value_bases, _ = total(value_side, moments(value_side, grads, z), 1.0)
+    return products.add(problem, x), grad_logit_bases, grad_value_bases, grad_bias
 
 
-def _as_rows(x: Tensor, bases: Tensor) -> Tensor:
-    """Bases [B, H, C, K] as dense rows [B * H, K, C] in the dtype of x."""
-    batch, heads, channels, num_bases = bases.shape
-    return x.new_empty(batch, heads, num_bases, channels).copy_(bases.transpose(-1, -2)).flatten(0, 1)
+class Products(NamedTuple):
+    """The products whose sum is grad_x, in the dtype of x: left [S, B * H, N, K] and right [S, B * H, K, C]."""
+
+    left: Tensor
+    right: Tensor
+
+    @classmethod
+    def empty(cls, problem: Problem, count: int) -> Products:
+        """Workspace for `count` products."""
+        options = {"dtype": problem.dtype, "device": problem.device}
+        return cls(
+            torch.empty(count, images(problem), problem.positions, problem.num_bases, **options),
+            torch.empty(count, images(problem), problem.num_bases, problem.channels, **options),
+        )
+
+    def add(self, problem: Problem, x: Tensor) -> Tensor:
+        """grad_x in the memory order of `x`."""
+        grad_x = empty_like_order(x)
+        layout, launch = layout_of(grad_x), settings.grad_features(problem)
+        tiles = ceil_div(problem.positions, launch.positions) * ceil_div(problem.channels, launch.channels)
+        kernels.grad_features[(images(problem) * tiles,)](
+            self.left,
+            self.right,
+            grad_x,
+            *layout.strides,
+            layout.positions,
+            images(problem),
+            problem.heads,
+            len(self.left),
+            C=problem.channels,
+            K=problem.num_bases,
+            Y_UNIT=layout.unit,
+            Y_CHANNELS_FIRST=layout.channels_first,
+            BLOCK_N=launch.positions,
+            BLOCK_C=launch.channels,
+            BLOCK_K=min(block(problem.num_bases), 64),
+            PRECISION=settings.precision(problem),
+            **launch.options,
+        )
+        return grad_x
 
 
-def _per_base(problem: Problem, x: Tensor) -> Tensor:
-    return x.new_empty(problem.batch, problem.heads, problem.num_bases, dtype=problem.accumulate_dtype)
+class SumsGradient(NamedTuple):
+    """What belongs to the rows of a gradient of sums: their powers of two and the gradient of the mass, [B, H, K]."""
+
+    powers: Tensor
+    mass: Tensor
+
+    @classmethod
+    def empty(cls, problem: Problem) -> SumsGradient:
+        """Uninitialised, in float32."""
+        sizes = (2, problem.batch, problem.heads, problem.num_bases)
+        return cls(*torch.empty(sizes, dtype=torch.float32, device=problem.device))
 
 
-def _bias(problem: Problem, x: Tensor, logit_bias: Tensor | None) -> Tensor:
-    return x.new_zeros(()).expand(problem.batch, problem.heads, problem.num_bases) if logit_bias is None else logit_bias
+def rows_of(problem: Problem, bases: Tensor, factor: float = 1.0) -> Tensor:
+    """factor * bases [B, H, C, K] as rows [B * H, K, C] in the dtype of x."""
+    rows = bases.to(torch.float32).mul(factor) if factor != 1 else bases
+    return rows.to(problem.dtype).transpose(-1, -2).contiguous().flatten(0, 1)
 
 
-def _precision(x: Tensor) -> str:
-    return "tf32" if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
-def _rows(
+def normalize_backward(
     problem: Problem,
-    x: Tensor,
-    logit_bases: Tensor,
-    *,
-    grad_sums: tuple[Tensor, Tensor, Tensor] | None = None,
-    values: tuple[Tensor, Tensor] | None = None,
-    weight: Tensor | None = None,
-    logit_bias: Tensor | None = None,
-    left_z: Tensor,
-    left_product: Tensor | None = None,
-) -> Tensor | None:
-    block_n, block_c, warps, stages = 32, 32, 4, 2
-    programs = problem.batch * problem.heads * triton.cdiv(problem.positions, block_n)
-    grad_y, value_bases = values if values is not None else (x, logit_bases)
-    sums, power, grad_mass = grad_sums if grad_sums is not None else (logit_bases, logit_bases, logit_bases)
-    bias = x if logit_bias is None else logit_bias
-    left_product = left_z if left_product is None else left_product
-    grad_bias = None
-    if logit_bias is not None:
-        grad_bias = x.new_empty(programs, problem.num_bases, dtype=problem.accumulate_dtype)
-    rows_kernel[(programs,)](
-        x,
-        *x.stride(),
-        grad_y,
-        *grad_y.stride(),
-        logit_bases,
-        logit_bases.stride(0),
-        sums,
-        sums.stride(0),
-        power,
-        grad_mass,
-        value_bases,
-        value_bases.stride(0),
-        x if weight is None else weight,
-        *((0, 0, 0) if weight is None else weight.stride()),
-        bias,
-        *((0, 0, 0) if logit_bias is None else logit_bias.stride()),
-        left_z,
-        left_product,
-        left_z.stride(0),
-        left_z.stride(1),
-        left_z if grad_bias is None else grad_bias,
-        problem.positions,
-        problem.heads,
-        problem.scale,
-        C=problem.channels,
-        CV=problem.value_channels,
-        K=problem.num_bases,
-        BLOCK_N=block_n,
-        BLOCK_C=block_c,
-        BLOCK_K=max(16, triton.next_power_of_2(problem.num_bases)),
-        HAS_SUMS=grad_sums is not None,
-        HAS_VALUES=values is not None,
-        WEIGHTED=weight is not None,
-        BIASED=logit_bias is not None,
-        STORE_Z=True,
-        PRECISION=_precision(x),
-        num_warps=warps,
-        num_stages=stages,
-    )
-    if grad_bias is None:
-        return None
-    return grad_bias.view(problem.batch, problem.heads, -1, problem.num_bases).sum(2)
+    grads: Tensor,
+    factor: float,
+    extra: Tensor | None,
+    normalized: tuple[Tensor, Tensor, Tensor] | None,
+    sums_rows: Tensor,
+    sums: SumsGradient,
+) -> None:
+    """Fill `sums_rows` [B * H, K, C] and `sums` with the gradient of the sums that became the bases `normalized`.
 
-
-def _moment(problem: Problem, left: Tensor, x: Tensor) -> Tensor:
-    block_n, block_c, warps, stages = 32, 32, 4, 2
-    images, channels = problem.batch * problem.heads, x.shape[-1]
-    tiles = triton.cdiv(problem.positions, block_n)
-    per_split = triton.cdiv(tiles, 4)
-    splits = triton.cdiv(tiles, per_split)
-    partial = x.new_empty(images, splits, problem.num_bases, channels, dtype=problem.accumulate_dtype)
-    moment_kernel[(images * splits * triton.cdiv(channels, block_c),)](
-        left,
-        left.stride(0),
-        left.stride(1),
-        x,
-        *x.stride(),
-        partial,
-        problem.positions,
-        problem.heads,
-        per_split,
-        splits,
-        C=channels,
-        K=problem.num_bases,
-        BLOCK_N=block_n,
-        BLOCK_C=block_c,
-        BLOCK_K=max(16, triton.next_power_of_2(problem.num_bases)),
-        PRECISION=_precision(x),
-        num_warps=warps,
-        num_stages=stages,
-    )
-    return partial
-
-
-def _finish(
-    problem: Problem,
-    partial: Tensor,
-    *,
-    extra: Tensor | None = None,
-    normalized: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
-    right: tuple[Tensor, Tensor] | None = None,
-) -> Tensor | None:
-    images, slots, num_bases, channels = partial.shape
-    total = None
-    if right is None:
-        total = partial.new_empty(problem.batch, problem.heads, channels, num_bases)
-    bases, mass, length, grad_mass = normalized if normalized is not None else (partial,) * 4
-    row, power = right if right is not None else (partial, partial)
-    finish_kernel[(images * num_bases,)](
-        partial,
-        *partial.stride(),
-        partial if extra is None else extra,
+    The gradient of those bases is factor * the sum of `grads` [B * H, splits, K, C], plus `extra` [B, H, C, K].
+    `normalized` is bases, mass and length; None says that the gradient is that of the sums already.
+    """
+    splits, num_bases, channels = grads.shape[1:]
+    kernels.normalize_backward[(images(problem) * num_bases,)](
+        grads,
+        extra,
         *((0, 0, 0, 0) if extra is None else extra.stride()),
-        bases,
-        mass,
-        length,
-        grad_mass,
-        partial if total is None else total,
-        row,
-        row.stride(0),
-        power,
+        *((None, None, None) if normalized is None else (tensor.contiguous() for tensor in normalized)),
+        sums_rows,
+        *sums,
         problem.heads,
-        slots,
+        splits,
+        factor,
         problem.eps,
         C=channels,
         K=num_bases,
-        BLOCK_SLOTS=16 if slots > 1 else 1,
-        BLOCK_CHANNELS=triton.next_power_of_2(channels),
+        BLOCK_C=block(channels),
+        BLOCK_S=SLOTS_AT_ONCE,
         EPS_ADD=problem.eps_mode == "add",
-        HAS_EXTRA=extra is not None,
-        NORMALIZE=normalized is not None,
-        TO_RIGHT=right is not None,
-        num_warps=4,
+        num_warps=8 if channels > 512 else 4,
     )
-    return total
 
 
-def _grad_features(problem: Problem, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    block_n, block_c, block_r, warps, stages = 32, 32, 32, 4, 2
-    grad_x = empty_like_order(x)
-    images, positions, rank = left.shape
-    programs = images * triton.cdiv(positions, block_n) * triton.cdiv(problem.channels, block_c)
-    grad_features_kernel[(programs,)](
-        left,
-        right,
-        grad_x,
-        *grad_x.stride(),
-        positions,
+def e_step_backward(
+    problem: Problem,
+    features: Features,
+    logit_rows: Tensor,
+    logit_bias: Tensor | None,
+    sums: tuple[Tensor, SumsGradient] | None,
+    weight: Tensor | None,
+    values: tuple[Features, Tensor] | None,
+    z: Tensor,
+    grad_logits: Tensor,
+) -> None:
+    """Fill `z` and `grad_logits` [B * H, N, K]; see the kernel of the same name."""
+    launch = settings.e_step_backward(problem)
+    sums_rows, (powers, grad_mass) = (None, (None, None)) if sums is None else sums
+    grads, value_rows = (None, None) if values is None else values
+    constants = features.constants(problem, launch)
+    kernels.e_step_backward[(images(problem) * ceil_div(problem.positions, launch.positions),)](
+        *features.arguments,
+        logit_rows,
+        logit_bias,
+        sums_rows,
+        powers,
+        grad_mass,
+        *((None, 0, 0, 0) if weight is None else (weight, *weight.stride())),
+        *((None, 0, 0, 0, 0) if grads is None else (grads.tensor, *grads.layout.strides)),
+        value_rows,
+        z,
+        grad_logits,
         problem.heads,
-        rank,
-        C=problem.channels,
-        BLOCK_N=block_n,
-        BLOCK_C=block_c,
-        BLOCK_R=block_r,
-        EVEN_R=rank % block_r == 0,
-        PRECISION=_precision(x),
-        num_warps=warps,
-        num_stages=stages,
+        CV=problem.value_channels,
+        Y_UNIT=1 if grads is None else grads.layout.unit,
+        Y_CHANNELS_FIRST=grads is not None and grads.layout.channels_first,
+        **constants,
     )
-    return grad_x
+
+
+def moments(problem: Problem, features: Features, z: Tensor) -> Partials:
+    """Partial sums of features^T z and of z [B * H, N, K] over the positions."""
+    launch = settings.m_step(problem)
+    splits = split_tiles(
+        images(problem),
+        ceil_div(problem.positions, launch.positions),
+        launch.positions * problem.channels * z.element_size(),
+        problem.num_bases * problem.channels * 4,
+        multiprocessors(problem.device),
+    )
+    partials = Partials.empty(problem, splits)
+    forward_kernels.m_step[(images(problem) * splits.count * ceil_div(problem.channels, launch.channels),)](
+        *features.arguments,
+        *(None, 0, 0, 0),
+        z,
+        partials.sums,
+        partials.masses,
+        problem.heads,
+        *splits,
+        **features.constants(problem, launch),
+    )
+    return partials
+
+
+def total(problem: Problem, partials: Partials, factor: float) -> tuple[Tensor, Tensor]:
+    """factor * the sums as [B, H, C, K], and the masses as [B, H, K]."""
+    sizes = (problem.batch, problem.heads, problem.channels, problem.num_bases)
+    sums = torch.empty(sizes, dtype=torch.float32, device=problem.device)
+    mass = torch.empty_like(sums[:, :, 0])
+    partials.add(sums, mass, factor)
+    return sums, mass
