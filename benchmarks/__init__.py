@@ -1,0 +1,1 @@
+"""Benchmarks of EM attention. `ema-ops bench` runs `microbenchmark.py`; see README.md beside this file."""

@@ -1,0 +1,231 @@
+"""The microbenchmark behind `ema-ops bench`: check, then measure, every peer in every case and mode."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from tqdm import tqdm
+
+from .case import Case, Inputs, draw
+from .environment import environment, now
+from .floor import Rates, floor, rates_of
+from .formulas import EM, Formula
+from .measure import time_graph, time_workload
+from .memory import extra_memory, is_out_of_memory, limited_to_free_memory
+from .options import Options
+from .peers import RIVALS, Function, Peer, ours
+from .plots import plot
+from .results import COLUMNS, Row, add_ratios, append, number, read, table
+from .verify import Truth, Verdict, find_truth, judge
+from .workload import Workload, workload
+
+FAILURES = ("wrong result", "failed")
+
+
+@dataclass
+class Bench:
+    """One run over one device; what is computed once and used by many measurements is kept here."""
+
+    options: Options
+    device: torch.device
+    deadline: float
+    common: Row
+    rates: dict[str, Rates] = field(default_factory=dict)
+
+    def measure_case(self, case: Case, peers: Sequence[Peer], progress: tqdm) -> list[Row]:
+        """The rows of all modes of one case."""
+        if self._is_late():
+            progress.update(len(self.options.mode) * len(peers))
+            return [row for mode in self.options.mode for row in self._not_run(case, mode, peers)]
+        inputs = draw(case, self.device, self.options.seed)
+        if case.dtype not in self.rates:
+            self.rates[case.dtype] = rates_of(self.device, case.dtype)
+        subject = _Subject(case, inputs, with_gradient=self.options.mode != ("forward",))
+        rows = []
+        for mode in self.options.mode:
+            of_mode = []
+            for peer in peers:
+                progress.set_description(f"{case} {mode} {peer.name}")
+                of_mode.append(self.measure(subject, mode, peer))
+                progress.update()
+            add_ratios(of_mode)
+            rows += of_mode
+        return rows
+
+    def measure(self, subject: _Subject, mode: str, peer: Peer) -> Row:
+        """One row: measured, or saying in `status` and `note` why not."""
+        case, row = subject.case, self._row(subject.case, mode, peer)
+        if self._is_late():
+            return self._late(row)
+        reason = peer.refuses(case, subject.inputs, mode)
+        if reason is not None:
+            return row | {"status": "not applicable" if peer.name in RIVALS else "not usable", "note": reason}
+        try:
+            with limited_to_free_memory(self.device):
+                return row | self._measured(subject, mode, peer)
+        except Exception as error:
+            # a benchmark goes on with the next peer; the row, the printed trace and the exit status tell
+            if is_out_of_memory(error):
+                return row | {"status": "out of memory", "note": _first_line(error)}
+            _print_trace(error)
+            return row | {"status": "failed", "note": f"{type(error).__name__}: {_first_line(error)}"}
+        finally:
+            self._release()
+
+    def _measured(self, subject: _Subject, mode: str, peer: Peer) -> Row:
+        case, seconds = subject.case, self.options.seconds
+        truth = subject.truth(peer.formula)
+        function = subject.function(peer)
+        work = workload(peer, function, subject.inputs, mode)
+        verdict = judge(*work.run(), truth)
+        row = _checked(verdict, case)
+        if verdict.wrong is not None:
+            return row | {"status": "wrong result", "note": verdict.wrong}
+        row["status"] = "ok"
+        row["kernel"] = peer.kernel(function, subject.inputs)
+        row["extra_mib"] = number(extra_memory(work, self.device) / 2**20)
+        timing = time_workload(work, self.device, seconds)
+        row |= {"p20_ms": number(timing.p20), "p50_ms": number(timing.p50), "p80_ms": number(timing.p80)}
+        row["repeats"] = str(timing.repeats)
+        if mode != "forward" and not peer.has_gradient:
+            row["note"] = _joined(row["note"], "no gradient to x: this is its forward pass")
+        if self.device.type == "cuda":
+            row |= self._replayed(work, row["note"])
+        if peer.formula is EM:
+            row |= self._over_floor(case, mode, row)
+        return row
+
+    def _replayed(self, work: Workload, note: str) -> Row:
+        try:
+            timing = time_graph(work, self.device, self.options.seconds)
+        except RuntimeError as error:
+            return {"note": _joined(note, f"no CUDA graph: {_first_line(error)}")}
+        names = ("graph_p20_ms", "graph_p50_ms", "graph_p80_ms")
+        return dict(zip(names, map(number, (timing.p20, timing.p50, timing.p80)), strict=True))
+
+    def _over_floor(self, case: Case, mode: str, row: Row) -> Row:
+        rates = self.rates[case.dtype]
+        least = floor(case, mode, rates)
+        result = {"floor_ms": number(1e3 * least.seconds), "floor_bound": least.bound, "floor_source": _told(rates)}
+        for time_column, column in (("p50_ms", "over_floor"), ("graph_p50_ms", "graph_over_floor")):
+            if row.get(time_column):
+                result[column] = number(float(row[time_column]) / (1e3 * least.seconds))
+        return result
+
+    def _row(self, case: Case, mode: str, peer: Peer) -> Row:
+        return {
+            **dict.fromkeys(COLUMNS, ""),
+            **self.common,
+            "utc": now(),
+            "dtype": case.dtype,
+            "memory_order": case.memory_order,
+            "batch": str(case.batch),
+            "channels": str(case.channels),
+            "height": str(case.height),
+            "width": str(case.width),
+            "num_bases": str(case.num_bases),
+            "num_iters": str(case.num_iters),
+            "positions": str(case.positions),
+            "mode": mode,
+            "peer": peer.name,
+        }
+
+    def _is_late(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def _late(self, row: Row) -> Row:
+        return row | {"status": "not run", "note": f"the time limit of {self.options.time_limit:g} s was reached"}
+
+    def _not_run(self, case: Case, mode: str, peers: Sequence[Peer]) -> list[Row]:
+        return [self._late(self._row(case, mode, peer)) for peer in peers]
+
+    def _release(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _Subject:
+    """A case with its inputs; truths and built functions are kept for all modes."""
+
+    def __init__(self, case: Case, inputs: Inputs, with_gradient: bool) -> None:
+        self.case, self.inputs, self.with_gradient = case, inputs, with_gradient
+        self._truths: dict[str, Truth] = {}
+        self._functions: dict[str, Function] = {}
+
+    def truth(self, formula: Formula) -> Truth:
+        if formula.name not in self._truths:
+            try:
+                self._truths[formula.name] = find_truth(formula, self.case, self.inputs, self.with_gradient)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise MemoryError(f"in the float64 check: {_first_line(error)}") from error
+                raise
+        return self._truths[formula.name]
+
+    def function(self, peer: Peer) -> Function:
+        if peer.name not in self._functions:
+            self._functions[peer.name] = peer.build(self.case)
+        return self._functions[peer.name]
+
+
+def run(options: Options) -> int:
+    """Measure the grid, write `measurements.csv`, `table.txt` and plots to `options.out`, print the table.
+
+    Rows are added to those of earlier runs in the folder, and table and plots show the last row of each measurement.
+    Returns 1 if any result was wrong or any peer failed, else 0.
+    """
+    path = options.out / "measurements.csv"
+    append(path, [])
+    common = {**environment(options.device), "seed": str(options.seed), "seconds": f"{options.seconds:g}"}
+    bench = Bench(options, options.device, time.monotonic() + options.time_limit, common)
+    peers = [*(ours(name) for name in options.backends), *(RIVALS[name] for name in options.peers)]
+    cases, rows = options.cases(), []
+    total = len(cases) * len(options.mode) * len(peers)
+    with tqdm(total=total, unit="row", dynamic_ncols=True) as progress:
+        for case in cases:
+            of_case = bench.measure_case(case, peers, progress)
+            append(path, of_case)
+            rows += of_case
+    text = table(read(path))
+    (options.out / "table.txt").write_text(text + "\n")
+    pictures = plot(read(path), options.out)
+    print(table(rows))
+    print(f"\n{len(rows)} rows added to {path}; plots: {', '.join(map(str, pictures)) or 'none'}")
+    bad = [row for row in rows if row["status"] in FAILURES]
+    for row in bad:
+        print(f"{row['status']}: {row['peer']} {row['mode']}: {row['note']}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _print_trace(error: Exception) -> None:
+    """Print where `error` came from without breaking the progress bar."""
+    tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr)
+
+
+def _checked(verdict: Verdict, case: Case) -> Row:
+    """The columns of the check."""
+    row = {"checked_images": f"{verdict.images} of {case.batch}", "note": ""}
+    for name, (relative, _) in verdict.errors.items():
+        row[f"error_{name}"], row[f"allowed_{name}"] = f"{relative:.2e}", f"{verdict.allowed[name][0]:.2e}"
+    if verdict.images < case.batch:
+        row["note"] = f"checked on the last {verdict.images} of {case.batch} images"
+    return row
+
+
+def _told(rates: Rates) -> str:
+    return f"{rates.source}: {rates.bandwidth / 1e9:.0f} GB/s, {rates.operations / 1e12:.3g} Tflop/s"
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
