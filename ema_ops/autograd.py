@@ -6,6 +6,8 @@ average that has moved since.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -124,9 +126,11 @@ def _for_bias(grad, logit_bias):
     return (grad.sum(1) if logit_bias.dim() == 2 else grad).to(logit_bias.dtype)
 
 
+# Function.apply asks for the signature at every call, and making it takes longer than a small operator
 for _name, _function in {
     "em_forward": EMAttentionFunction,
     "em_step": EMStepFunction,
     "em_reconstruct": EMReconstructFunction,
 }.items():
+    _function.forward.__signature__ = inspect.signature(_function.forward)
     torch.library.register_autograd(f"ema_ops::{_name}", _function.backward, setup_context=_function.setup_context)

@@ -44,11 +44,13 @@ def floor(dtype: torch.dtype) -> float:
 
 def relative_norm(actual: Tensor, reference64: Tensor) -> float:
     """||actual - reference|| / ||reference||, or the plain norm where the reference is 0."""
-    difference, size = (actual.double() - reference64).norm(), reference64.norm()
+    reference64 = reference64.detach()
+    difference, size = (actual.detach().double() - reference64).norm(), reference64.norm()
     return float(difference / size if size > 0 else difference)
 
 
 def largest_element(actual: Tensor, reference64: Tensor) -> float:
     """Largest |actual - reference| over the largest |reference|, or undivided where the reference is 0."""
-    difference, size = (actual.double() - reference64).abs().max(), reference64.abs().max()
+    reference64 = reference64.detach()
+    difference, size = (actual.detach().double() - reference64).abs().max(), reference64.abs().max()
     return float(difference / size if size > 0 else difference)

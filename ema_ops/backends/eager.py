@@ -37,7 +37,8 @@ class EagerBackend(Backend):
             zw = weighted(z, weight)
             torch.sum(zw, -2, out=mass[t])
             means = (features.transpose(-1, -2) @ zw).mul_(inverse(problem, mass[t]).unsqueeze(-2))
-            torch.linalg.vector_norm(means, dim=-2, out=length[t])
+            # torch.linalg.vector_norm over a strided dimension is several times slower
+            torch.sum(means.square(), -2, out=length[t]).sqrt_()
             scale = inverse(problem, length[t]).unsqueeze(-2)
             m = torch.mul(means, scale, out=path[t + 1]) if t + 1 < steps else means.mul_(scale)
         return product_in_order(problem, x, z, m), m, path, mass, length
@@ -65,7 +66,7 @@ class EagerBackend(Backend):
             if t > stop + 1 or need_bases:
                 grad_m = features.transpose(-1, -2) @ grad_product
         # one product of rank 2 * grad_iters * K writes grad_x once
-        grad_x = product_in_order(problem, x, torch.cat(left, -1), torch.cat(right, -1))
+        grad_x = product_in_order(problem, x, torch.cat(left, -1), torch.cat(right, -1), is_gradient=True)
         return grad_x, grad_m if need_bases else None
 
     def em_step(self, problem, x, bases, weight, logit_bias):
@@ -80,7 +81,8 @@ class EagerBackend(Backend):
         grad_z = weighted((features @ grad_sums).add_(grad_mass.unsqueeze(-2)), weight)
         grad_product, grad_bias = product_backward(problem, z, grad_z)
         left, right = torch.cat([weighted(z, weight), grad_product], -1), torch.cat([grad_sums, bases], -1)
-        return product_in_order(problem, x, left, right), features.transpose(-1, -2) @ grad_product, grad_bias
+        grad_x = product_in_order(problem, x, left, right, is_gradient=True)
+        return grad_x, features.transpose(-1, -2) @ grad_product, grad_bias
 
     def em_reconstruct(self, problem, x, logit_bases, value_bases, logit_bias):
         z = responsibilities(problem, as_features(problem, x), logit_bases, logit_bias)
@@ -94,7 +96,8 @@ class EagerBackend(Backend):
         grad_product, grad_bias = product_backward(problem, z, grad_z)
         grad_logit_bases = features.transpose(-1, -2) @ grad_product
         grad_value_bases = grad_out.transpose(-1, -2) @ z
-        return product_in_order(problem, x, grad_product, logit_bases), grad_logit_bases, grad_value_bases, grad_bias
+        grad_x = product_in_order(problem, x, grad_product, logit_bases, is_gradient=True)
+        return grad_x, grad_logit_bases, grad_value_bases, grad_bias
 
 
 BACKEND = EagerBackend()
@@ -121,9 +124,10 @@ def weighted(z: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def inverse(problem: Problem, value: Tensor) -> Tensor:
-    """1 / (eps + value) or 1 / max(eps, value); 0 where that would divide by 0."""
+    """1 / (eps + value) or 1 / max(eps, value); 0 where that would divide by 0, which takes eps = 0."""
     denominator = value + problem.eps if problem.eps_mode == "add" else value.clamp_min(problem.eps)
-    return torch.where(denominator == 0, 0, denominator.reciprocal())
+    quotient = denominator.reciprocal()
+    return quotient if problem.eps > 0 else quotient.masked_fill_(denominator == 0, 0)
 
 
 def normalize_backward(
@@ -150,11 +154,13 @@ def product_backward(problem: Problem, z: Tensor, grad_z: Tensor) -> tuple[Tenso
     return (grad_logits if problem.scale == 1 else grad_logits.mul_(problem.scale)), grad_bias
 
 
-def product_in_order(problem: Problem, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def product_in_order(problem: Problem, x: Tensor, left: Tensor, right: Tensor, *, is_gradient: bool = False) -> Tensor:
     """left [B, H, N, R] times right [B, H, C, R] transposed, in the memory order and dtype of `x`."""
-    if problem.order == "BHCN":
-        return (right @ left.transpose(-1, -2)).to(x.dtype).transpose(-1, -2)
-    product = left @ right.transpose(-1, -2)
-    if problem.order == "BHNC":
-        return product.to(x.dtype)
-    return empty_like_order(x, right.shape[-2]).copy_(product)
+    columns = problem.order == "BHCN"
+    product = right @ left.transpose(-1, -2) if columns else left @ right.transpose(-1, -2)
+    if is_gradient and x.dtype == torch.float16:
+        # where all features are 0 the gradient is of size 1 / eps, more than float16 holds
+        product.clamp_(-torch.finfo(x.dtype).max, torch.finfo(x.dtype).max)
+    if columns:
+        return product.to(x.dtype).transpose(-1, -2)
+    return product.to(x.dtype) if problem.order == "BHNC" else empty_like_order(x, right.shape[-2]).copy_(product)
