@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 
 # arguments whose values follow B, H or N: no new binary for them
-VARYING = ("heads", "positions", "splits", "tiles", "x_batch", "x_head", "x_slow", "y_batch", "y_head", "y_slow") + (
-    ("bases_batch", "bases_head", "weight_batch", "weight_head", "weight_position", "images", "products")
-    + ("extra_batch", "extra_head", "extra_channel", "extra_base")
+VARYING = (
+    *("heads", "images", "positions", "products", "splits", "tiles", "x_batch", "x_head", "x_slow"),
+    *("y_batch", "y_head", "y_slow", "bases_batch", "bases_head", "weight_batch", "weight_head", "weight_position"),
+    *("extra_batch", "extra_head", "extra_channel", "extra_base"),
 )
 # arguments read by single numbers, or small: their alignment is not worth one
 SMALL = ("bases", "weight", "logit_bias", "result", "mass", "length", "extra", "powers", "grad_mass")
