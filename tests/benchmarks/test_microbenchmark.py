@@ -13,13 +13,13 @@ from benchmarks.peers import RIVALS
 from benchmarks.results import COLUMNS, read
 from ema_ops.cli import main
 
-PEERS = ("official-detached", "official-exact", "self-attention", "sdpa", "external-attention", "double-attention")
+PEERS = ("official-detached", "official-exact", "sdpa")
 TINY = ("bench", "--device", "cpu", "--channels", "8", "--bases", "4", "--sizes", "3x4", "--seconds", "0.001")
 
 
 def tiny(out, **given):
-    values = {"backends": ("torch",), "peers": (), "mode": ("forward",), "sizes": ((3, 4),)}
-    return options(device="cpu", channels=8, bases=4, seconds=0.001, out=out, **{**values, **given})
+    values = {"channels": 8, "sizes": ((3, 4),), "mode": ("forward",), "backends": ("torch",), "peers": ()}
+    return options(device="cpu", bases=4, seconds=0.001, out=out, **{**values, **given})
 
 
 def with_peer(monkeypatch, function, **changes):
@@ -37,7 +37,7 @@ def test_command_writes_rows_table_and_plot(tmp_path, capsys):
     with (tmp_path / "measurements.csv").open() as file:
         assert tuple(next(csv.reader(file))) == COLUMNS
     rows = {(row["peer"], row["mode"]): row for row in read(tmp_path / "measurements.csv")}
-    for name in ("ema_ops/torch", *PEERS[2:]):
+    for name in ("ema_ops/torch", "sdpa"):
         for mode in ("forward", "backward", "full"):
             row = rows[name, mode]
             assert row["status"] == "ok", row["note"]
@@ -62,16 +62,6 @@ def test_command_writes_rows_table_and_plot(tmp_path, capsys):
     pictures = list(tmp_path.glob("*.png"))
     assert len(pictures) == 1
     assert pictures[0].read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("order", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_peer_is_right(tmp_path, order, dtype):
-    peers = tuple(name for name in RIVALS if name != "official-compiled")
-    asked = tiny(tmp_path, peers=peers, mode=("full",), dtype=(dtype,), memory_order=(order,), channels=64)
-    assert asked.channels == 64
-    assert microbenchmark.run(asked) == 0
-    assert {row["status"] for row in read(tmp_path / "measurements.csv")} == {"ok"}
 
 
 def test_wrong_result_is_refused(tmp_path, monkeypatch, capsys):
