@@ -13,7 +13,7 @@ import torch
 
 from .case import DTYPES, Case
 
-COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
+COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 REPEATS = 5
 

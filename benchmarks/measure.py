@@ -69,12 +69,11 @@ def _time_on_cuda(prepare, step, device: torch.device, seconds: float) -> Timing
         end.record()
         return start, end
 
-    with torch.cuda.device(device):
-        begin = time.perf_counter()
-        run()[1].synchronize()
-        repeats = int(seconds / (time.perf_counter() - begin))
-        events = [run() for _ in range(min(MAX_REPEATS, max(MIN_REPEATS, repeats)))]
-        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    run()[1].synchronize()
+    repeats = int(seconds / (time.perf_counter() - begin))
+    events = [run() for _ in range(min(MAX_REPEATS, max(MIN_REPEATS, repeats)))]
+    torch.cuda.synchronize(device)
     return _timing([start.elapsed_time(end) for start, end in events])
 
 

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from tqdm import tqdm
@@ -33,7 +34,6 @@ class Bench:
     """One run over one device; what is computed once and used by many measurements is kept here."""
 
     options: Options
-    device: torch.device
     deadline: float
     common: Row
     rates: dict[str, Rates] = field(default_factory=dict)
@@ -43,31 +43,29 @@ class Bench:
         if self._is_late():
             progress.update(len(self.options.mode) * len(peers))
             return [row for mode in self.options.mode for row in self._not_run(case, mode, peers)]
-        inputs = draw(case, self.device, self.options.seed)
         if case.dtype not in self.rates:
-            self.rates[case.dtype] = rates_of(self.device, case.dtype)
-        subject = _Subject(case, inputs, with_gradient=self.options.mode != ("forward",))
-        rows = []
-        for mode in self.options.mode:
-            of_mode = []
-            for peer in peers:
+            self.rates[case.dtype] = rates_of(self.options.device, case.dtype)
+        subject = _Subject(case, self.options)
+        rows: dict[str, list[Row]] = {mode: [] for mode in self.options.mode}
+        for peer in peers:
+            for mode, of_mode in rows.items():
                 progress.set_description(f"{case} {mode} {peer.name}")
                 of_mode.append(self.measure(subject, mode, peer))
                 progress.update()
+        for of_mode in rows.values():
             add_ratios(of_mode)
-            rows += of_mode
-        return rows
+        return [row for of_mode in rows.values() for row in of_mode]
 
     def measure(self, subject: _Subject, mode: str, peer: Peer) -> Row:
         """One row: measured, or saying in `status` and `note` why not."""
         case, row = subject.case, self._row(subject.case, mode, peer)
         if self._is_late():
             return self._late(row)
-        reason = peer.refuses(case, subject.inputs, mode)
-        if reason is not None:
-            return row | {"status": "not applicable" if peer.name in RIVALS else "not usable", "note": reason}
         try:
-            with limited_to_free_memory(self.device):
+            with limited_to_free_memory(self.options.device):
+                reason = peer.refuses(case, subject.inputs, mode)
+                if reason is not None:
+                    return row | {"status": "not applicable" if peer.name in RIVALS else "not usable", "note": reason}
                 return row | self._measured(subject, mode, peer)
         except Exception as error:
             # a benchmark goes on with the next peer; the row, the printed trace and the exit status tell
@@ -88,14 +86,14 @@ class Bench:
         if verdict.wrong is not None:
             return row | {"status": "wrong result", "note": verdict.wrong}
         row["status"] = "ok"
-        row["kernel"] = peer.kernel(function, subject.inputs)
-        row["extra_mib"] = number(extra_memory(work, self.device) / 2**20)
-        timing = time_workload(work, self.device, seconds)
+        row["kernel"] = peer.kernel(work.run)
+        row["extra_mib"] = number(extra_memory(work, self.options.device) / 2**20)
+        timing = time_workload(work, self.options.device, seconds)
         row |= {"p20_ms": number(timing.p20), "p50_ms": number(timing.p50), "p80_ms": number(timing.p80)}
         row["repeats"] = str(timing.repeats)
         if mode != "forward" and not peer.has_gradient:
             row["note"] = _joined(row["note"], "no gradient to x: this is its forward pass")
-        if self.device.type == "cuda":
+        if self.options.device.type == "cuda":
             row |= self._replayed(work, row["note"])
         if peer.formula is EM:
             row |= self._over_floor(case, mode, row)
@@ -103,7 +101,7 @@ class Bench:
 
     def _replayed(self, work: Workload, note: str) -> Row:
         try:
-            timing = time_graph(work, self.device, self.options.seconds)
+            timing = time_graph(work, self.options.device, self.options.seconds)
         except RuntimeError as error:
             return {"note": _joined(note, f"no CUDA graph: {_first_line(error)}")}
         names = ("graph_p20_ms", "graph_p50_ms", "graph_p80_ms")
@@ -147,22 +145,27 @@ class Bench:
 
     def _release(self) -> None:
         gc.collect()
-        if self.device.type == "cuda":
+        if self.options.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 class _Subject:
     """A case with its inputs; truths and built functions are kept for all modes."""
 
-    def __init__(self, case: Case, inputs: Inputs, with_gradient: bool) -> None:
-        self.case, self.inputs, self.with_gradient = case, inputs, with_gradient
+    def __init__(self, case: Case, options: Options) -> None:
+        self.case, self.options = case, options
         self._truths: dict[str, Truth] = {}
         self._functions: dict[str, Function] = {}
 
+    @cached_property
+    def inputs(self) -> Inputs:
+        return draw(self.case, self.options.device, self.options.seed)
+
     def truth(self, formula: Formula) -> Truth:
+        with_gradient = self.options.mode != ("forward",)
         if formula.name not in self._truths:
             try:
-                self._truths[formula.name] = find_truth(formula, self.case, self.inputs, self.with_gradient)
+                self._truths[formula.name] = find_truth(formula, self.case, self.inputs, with_gradient)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise MemoryError(f"in the float64 check: {_first_line(error)}") from error
@@ -183,8 +186,10 @@ def run(options: Options) -> int:
     """
     path = options.out / "measurements.csv"
     append(path, [])
+    if options.device.type == "cuda":
+        torch.cuda.set_device(options.device)
     common = {**environment(options.device), "seed": str(options.seed), "seconds": f"{options.seconds:g}"}
-    bench = Bench(options, options.device, time.monotonic() + options.time_limit, common)
+    bench = Bench(options, time.monotonic() + options.time_limit, common)
     peers = [*(ours(name) for name in options.backends), *(RIVALS[name] for name in options.peers)]
     cases, rows = options.cases(), []
     total = len(cases) * len(options.mode) * len(peers)

@@ -29,7 +29,7 @@ def _never(case: Case, inputs: Inputs, mode: str) -> str | None:
     return None
 
 
-def _no_kernel(function: Function, inputs: Inputs) -> str:
+def _no_kernel(run: Callable[[], object]) -> str:
     return ""
 
 
@@ -38,14 +38,14 @@ class Peer:
     """One implementation.
 
     `build` makes its function for a case. `refuses` says why a mode of a case has no measurement, or None. `kernel`
-    names what really ran where a library chooses. With `has_gradient` False, y is a constant and full = forward.
+    names what really ran inside the call it gets, where a library chooses. With `has_gradient` False, y is a constant and full = forward.
     """
 
     name: str
     formula: Formula
     build: Callable[[Case], Function]
     refuses: Callable[[Case, Inputs, str], str | None] = _never
-    kernel: Callable[[Function, Inputs], str] = _no_kernel
+    kernel: Callable[[Callable[[], object]], str] = _no_kernel
     has_gradient: bool = True
 
 
@@ -184,10 +184,10 @@ class _SeenOperators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _attention_kernel(function: Function, inputs: Inputs) -> str:
-    """Which kernel scaled_dot_product_attention chose: flash, efficient, cudnn or math (plain products)."""
+def _attention_kernel(run: Callable[[], object]) -> str:
+    """Which kernel scaled_dot_product_attention chose in `run`: flash, efficient, cudnn or math (plain products)."""
     with _SeenOperators() as seen:
-        function(inputs)
+        run()
     for kernel in ("flash", "efficient", "cudnn"):
         if any(name.startswith(f"_scaled_dot_product_{kernel}") for name in seen.names):
             return kernel
@@ -200,11 +200,11 @@ RIVALS = {
         Peer("official-detached", EM, _build_detached, _refuses_detached, has_gradient=False),
         Peer("official-exact", EM, _build_exact, _refuses_exact),
         Peer("official-compiled", EM, _build_compiled, _refuses_compiled),
+        Peer("external-attention", EXTERNAL, _build_external_attention),
+        Peer("double-attention", DOUBLE, _build_double_attention),
         Peer("self-attention", SELF, _build_self_attention),
         Peer("sdpa", SELF, _build_sdpa, kernel=_attention_kernel),
         Peer("sdpa-heads", SELF_HEADS, _build_sdpa_heads, _refuses_heads, _attention_kernel),
-        Peer("external-attention", EXTERNAL, _build_external_attention),
-        Peer("double-attention", DOUBLE, _build_double_attention),
     )
 }
 BACKENDS = tuple(MODULES)
