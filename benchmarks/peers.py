@@ -38,7 +38,8 @@ class Peer:
     """One implementation.
 
     `build` makes its function for a case. `refuses` says why a mode of a case has no measurement, or None. `kernel`
-    names what really ran inside the call it gets, where a library chooses. With `has_gradient` False, y is a constant and full = forward.
+    names what really ran inside the call it gets, where a library chooses. With `has_gradient` False, y is a constant
+    and full = forward.
     """
 
     name: str
