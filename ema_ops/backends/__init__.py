@@ -27,10 +27,10 @@ def load(name: str) -> Backend:
     return import_module(MODULES[name]).BACKEND
 
 
-def check_backend(backend: str | None) -> None:
-    """Raise ValueError unless `backend` is None or the name of a backend."""
+def check_backend(backend: str | None, name: str = "backend") -> None:
+    """Raise ValueError unless `backend` is None or the name of a backend; `name` is what the message calls it."""
     if backend is not None and backend not in MODULES:
-        raise ValueError(f"backend is {backend!r}: expected None or one of {', '.join(map(repr, MODULES))}")
+        raise ValueError(f"{name} is {backend!r}: expected None or one of {', '.join(map(repr, MODULES))}")
 
 
 def available_backends() -> dict[str, BackendStatus]:
@@ -45,8 +45,9 @@ def choose(problem: Problem, backend: str | None) -> Backend:
     A name in `backend`, or else in the environment variable EMA_OPS_BACKEND, is binding: if that backend cannot
     serve the call, ValueError says why.
     """
-    wanted = backend if backend is not None else os.environ.get("EMA_OPS_BACKEND") or None
-    check_backend(wanted)
+    default = os.environ.get("EMA_OPS_BACKEND") or None
+    check_backend(default, "EMA_OPS_BACKEND")
+    wanted = default if backend is None else backend
     if wanted is not None:
         chosen = load(wanted)
         reason = refusal(chosen, problem)

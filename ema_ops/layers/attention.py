@@ -148,7 +148,8 @@ class EMAttention(nn.Module):
             backend=self.backend,
         )
         if moves:
-            self.update_running_bases(last_bases, weight)
+            # images without positions have no weight; other ranks may still wait for this one
+            self.update_running_bases(last_bases, weight if x.numel() > 0 else x.new_zeros(x.shape[0], 1))
         return (y, last_bases) if return_bases else y
 
     def update_running_bases(self, bases: Tensor, weight: Tensor | None = None) -> None:

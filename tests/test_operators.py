@@ -1,0 +1,123 @@
+"""The operators as PyTorch sees them: opcheck, function transforms, autocast, memory order."""
+
+import pytest
+import torch
+from examples import features, unit_bases
+from torch.library import opcheck
+
+import ema_ops
+
+OPS = torch.ops.ema_ops
+LAYOUTS = {
+    "BNC": (2, 10, 6),
+    "BCN": (2, 6, 5, 2),
+    "BHNC": (2, 3, 10, 2),
+}
+
+
+def arguments(layout, requires_grad, order, shared=True):
+    """x, bases [(B,) 3, 2, 4], weight and logit bias of a call with three heads."""
+    x = torch.randn(LAYOUTS[layout])
+    if order == "other":
+        x = x.to(memory_format=torch.channels_last) if layout == "BCN" else x.mT.contiguous().mT
+    bases = unit_bases(*(() if shared else (2,)), 3, 2, 4, dtype=torch.float32)
+    weight = torch.rand(2, 1, 10) if layout == "BHNC" else torch.rand(2, 10)
+    bias = torch.randn(2, 4)
+    return *(t.requires_grad_(requires_grad) for t in (x, bases)), weight, bias.requires_grad_(requires_grad)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("order", ["own", "other"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck(layout, order, requires_grad):
+    x, bases, weight, bias = arguments(layout, requires_grad, order, shared=order == "own")
+    opcheck(OPS.em_forward.default, (x, bases, weight, layout, 3, 3, 1.0, 1e-6, "add", None))
+    opcheck(OPS.em_step.default, (x, bases, weight, bias, layout, 1.0, None))
+    opcheck(OPS.em_reconstruct.default, (x, bases, bases, bias, layout, 1.0, None))
+
+
+@pytest.mark.parametrize("need_bases", [False, True])
+@pytest.mark.parametrize("order", ["own", "other"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck_backward(layout, order, need_bases):
+    x, bases, weight, bias = arguments(layout, False, order)
+    loop = (layout, 3, 3, 1.0, 1e-6, "add", None)
+    y, *saved = OPS.em_forward(x, bases, weight, *loop)
+    opcheck(OPS.em_backward.default, (torch.randn_like(y), None, x, weight, *saved, need_bases, *loop))
+    sums, mass = OPS.em_step(x, bases, weight, bias, layout, 1.0, None)
+    opcheck(OPS.em_step_backward.default, (sums, mass, x, bases, weight, bias, layout, 1.0, None))
+    opcheck(OPS.em_reconstruct_backward.default, (torch.randn_like(y), x, bases, bases, bias, layout, 1.0, None))
+
+
+def loss(x, bases, bias):
+    y, last = ema_ops.em_attention(x, bases)
+    sums, mass = ema_ops.em_step(x, bases, logit_bias=bias)
+    z = ema_ops.responsibilities(x, bases, logit_bias=bias)
+    return y.sin().sum() + last.cos().sum() + sums.sin().sum() + mass.cos().sum() + z.square().sum()
+
+
+def test_func_grad():
+    x, bases, bias = features(2, 10, 6), unit_bases(6, 4), features(4)
+    leaves = [t.clone().requires_grad_() for t in (x, bases, bias)]
+    expected = torch.autograd.grad(loss(*leaves), leaves)
+    torch.testing.assert_close(torch.func.grad(loss, argnums=(0, 1, 2))(x, bases, bias), expected)
+
+
+@pytest.mark.parametrize("in_dims", [(0, None, None), (1, 0, 0), (None, 0, None), (None, None, 1)], ids=str)
+def test_vmap_of_grad(in_dims):
+    whole = (features(2, 10, 6), unit_bases(6, 4), features(4))
+    batched = [
+        t if dim is None else torch.stack([t + 0.1 * i for i in range(3)], dim)
+        for t, dim in zip(whole, in_dims, strict=True)
+    ]
+    grad = torch.func.grad(loss, argnums=(0, 1, 2))
+    got = torch.vmap(grad, in_dims=in_dims)(*batched)
+    single = [
+        grad(*(t if dim is None else t.select(dim, i) for t, dim in zip(batched, in_dims, strict=True)))
+        for i in range(3)
+    ]
+    expected = tuple(torch.stack(grads) for grads in zip(*single, strict=True))
+    torch.testing.assert_close(got, expected)
+
+
+def test_vmap_over_the_weight():
+    x, bases, weights = features(2, 10, 6), unit_bases(6, 4), torch.rand(3, 2, 10, dtype=torch.float64)
+    got = torch.vmap(lambda w: ema_ops.em_attention(x, bases, weight=w)[0])(weights)
+    torch.testing.assert_close(got, torch.stack([ema_ops.em_attention(x, bases, weight=w)[0] for w in weights]))
+    shared = torch.vmap(lambda x: ema_ops.em_attention(x, bases, weight=weights[0])[0])(x.expand(3, 2, 10, 6))
+    torch.testing.assert_close(shared[1], got[0])
+
+
+def test_autocast_casts_x_like_a_matrix_product():
+    x, bases = features(2, 10, 6, dtype=torch.float32).requires_grad_(), unit_bases(6, 4, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, last = ema_ops.em_attention(x, bases)
+        z = ema_ops.responsibilities(x, bases)
+        double, _ = ema_ops.em_attention(x.double(), bases)
+    assert y.dtype == z.dtype == torch.bfloat16
+    assert last.dtype == torch.float32
+    assert double.dtype == torch.float64
+    expected, expected_last = ema_ops.em_attention(x.bfloat16(), bases)
+    assert torch.equal(y, expected)
+    assert torch.equal(last, expected_last)
+    y.float().sum().backward()
+    assert x.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dims", [(0, 1, 2, 3), (0, 2, 1, 3), (0, 1, 3, 2)])
+def test_y_and_grad_x_keep_the_memory_order(dims):
+    sizes = (2, 3, 10, 4)
+    x = torch.randn([sizes[d] for d in dims]).permute([dims.index(d) for d in range(4)]).requires_grad_()
+    y, _ = ema_ops.em_attention(x, torch.randn(3, 4, 5))
+    y.sum().backward()
+    assert y.stride() == x.stride()
+    assert x.grad.stride() == x.stride()
+
+
+def test_the_bases_of_the_caller_may_move_before_backward():
+    x, bases = features(2, 10, 6).requires_grad_(), unit_bases(6, 4)
+    (expected,) = torch.autograd.grad(ema_ops.em_attention(x, bases)[0].sin().sum(), x)
+    y, _ = ema_ops.em_attention(x, bases)
+    bases.zero_()
+    (got,) = torch.autograd.grad(y.sin().sum(), x)
+    assert torch.equal(got, expected)
