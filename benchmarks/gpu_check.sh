@@ -3,11 +3,11 @@
 # Usage: benchmarks/gpu_check.sh [FOLDER]; the folder is $OUT or runs/gpu without it. PYTHON names the interpreter;
 # EMA_OPS_COMMIT names the commit where the copy has no git. Every part runs; the status is 1 if any part failed.
 set -u
-cd "$(dirname "$0")/.."
 out=${1:-${OUT:-runs/gpu}}
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
+cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-python3}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-mkdir -p "$out"
 counts=$(mktemp)
 trap 'rm -f "$counts"' EXIT
 parts=()
