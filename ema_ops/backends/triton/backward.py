@@ -6,7 +6,6 @@ logits, one the partial sums of the gradient of the bases before, and one adds t
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -15,9 +14,9 @@ from torch import Tensor
 from ...layout import empty_like_order
 from ...problem import Problem
 from . import backward_kernels as kernels
-from . import forward_kernels, settings
-from .forward import Features, dense_bias, e_step, images
-from .plan import block, ceil_div, layout_of, multiprocessors, split_tiles
+from . import settings
+from .forward import Features, dense_bias, e_step, images, m_step, weight_arguments
+from .plan import block, ceil_div, layout_of
 from .reduction import SLOTS_AT_ONCE, Partials
 
 
@@ -38,7 +37,7 @@ def em_backward(
     features, grads = Features.of(problem, x), Features.of(problem, grad_y)
     products, sums = Products.empty(problem, 2 * problem.grad_iters), SumsGradient.empty(problem)
     e_step(problem, features, path[-1], None, products.left[-2])
-    partials, factor = moments(problem, grads, products.left[-2]), 1.0
+    partials, factor = m_step(problem, grads, products.left[-2]), 1.0
     m, values = bases, (grads, rows_of(problem, bases))
     for t in range(problem.num_iters - 1, stop - 1, -1):
         pair = slice(2 * (t - stop), 2 * (t - stop) + 2)
@@ -47,7 +46,7 @@ def em_backward(
         normalize_backward(problem, partials.sums, factor, grad_bases, (m, mass[t], length[t]), sums_rows, sums)
         e_step_backward(problem, features, logit_rows, None, (sums_rows, sums), weight, values, z, grad_logits)
         if t > stop or need_bases:
-            partials = moments(problem, features, grad_logits)
+            partials = m_step(problem, features, grad_logits)
         m, values, factor, grad_bases = path[t], None, problem.scale, None
     grad_initial = total(problem, partials, problem.scale)[0] if need_bases else None
     return products.add(problem, x), grad_initial
@@ -71,7 +70,7 @@ def em_step_backward(
     normalize_backward(problem, slot, 1.0, None, None, sums_rows, sums)
     bias = dense_bias(logit_bias)
     e_step_backward(problem, features, logit_rows, bias, (sums_rows, sums), weight, None, z, grad_logits)
-    grad_bases, grad_bias = total(problem, moments(problem, features, grad_logits), problem.scale)
+    grad_bases, grad_bias = total(problem, m_step(problem, features, grad_logits), problem.scale)
     return products.add(problem, x), grad_bases, grad_bias
 
 
@@ -84,15 +83,14 @@ def em_reconstruct_backward(
     logit_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `Backend.em_reconstruct_backward`."""
-    value_side = replace(problem, channels=problem.value_channels)
-    features, grads = Features.of(problem, x), Features.of(value_side, grad_y)
+    features, grads = Features.of(problem, x), Features.of(problem, grad_y)
     products = Products.empty(problem, 1)
     (grad_logits,), (logit_rows,) = products.left, products.right
     logit_rows.copy_(rows_of(problem, logit_bases, problem.scale))
     z, bias, values = torch.empty_like(grad_logits), dense_bias(logit_bias), (grads, rows_of(problem, value_bases))
     e_step_backward(problem, features, logit_rows, bias, None, None, values, z, grad_logits)
-    grad_logit_bases, grad_bias = total(problem, moments(problem, features, grad_logits), problem.scale)
-    grad_value_bases, _ = total(value_side, moments(value_side, grads, z), 1.0)
+    grad_logit_bases, grad_bias = total(problem, m_step(problem, features, grad_logits), problem.scale)
+    grad_value_bases, _ = total(problem, m_step(problem, grads, z), 1.0)
     return products.add(problem, x), grad_logit_bases, grad_value_bases, grad_bias
 
 
@@ -114,7 +112,7 @@ class Products(NamedTuple):
     def add(self, problem: Problem, x: Tensor) -> Tensor:
         """grad_x in the memory order of `x`."""
         grad_x = empty_like_order(x)
-        layout, launch = layout_of(grad_x), settings.grad_features(problem)
+        layout, launch = layout_of(grad_x), settings.launch_of("grad_features", problem)
         tiles = ceil_div(problem.positions, launch.positions) * ceil_div(problem.channels, launch.channels)
         kernels.grad_features[(images(problem) * tiles,)](
             self.left,
@@ -131,7 +129,7 @@ class Products(NamedTuple):
             Y_CHANNELS_FIRST=layout.channels_first,
             BLOCK_N=launch.positions,
             BLOCK_C=launch.channels,
-            BLOCK_K=min(block(problem.num_bases), 64),
+            BLOCK_K=min(block(problem.num_bases), 128 // self.left.element_size()),
             PRECISION=settings.precision(problem),
             **launch.options,
         )
@@ -204,10 +202,9 @@ def e_step_backward(
     grad_logits: Tensor,
 ) -> None:
     """Fill `z` and `grad_logits` [B * H, N, K]; see the kernel of the same name."""
-    launch = settings.e_step_backward(problem)
+    launch = settings.launch_of("e_step_backward", problem)
     sums_rows, (powers, grad_mass) = (None, (None, None)) if sums is None else sums
     grads, value_rows = (None, None) if values is None else values
-    constants = features.constants(problem, launch)
     kernels.e_step_backward[(images(problem) * ceil_div(problem.positions, launch.positions),)](
         *features.arguments,
         logit_rows,
@@ -215,7 +212,7 @@ def e_step_backward(
         sums_rows,
         powers,
         grad_mass,
-        *((None, 0, 0, 0) if weight is None else (weight, *weight.stride())),
+        *weight_arguments(weight),
         *((None, 0, 0, 0, 0) if grads is None else (grads.tensor, *grads.layout.strides)),
         value_rows,
         z,
@@ -224,37 +221,13 @@ def e_step_backward(
         CV=problem.value_channels,
         Y_UNIT=1 if grads is None else grads.layout.unit,
         Y_CHANNELS_FIRST=grads is not None and grads.layout.channels_first,
-        **constants,
-    )
-
-
-def moments(problem: Problem, features: Features, z: Tensor) -> Partials:
-    """Partial sums of features^T z and of z [B * H, N, K] over the positions."""
-    launch = settings.m_step(problem)
-    splits = split_tiles(
-        images(problem),
-        ceil_div(problem.positions, launch.positions),
-        launch.positions * problem.channels * z.element_size(),
-        problem.num_bases * problem.channels * 4,
-        multiprocessors(problem.device),
-    )
-    partials = Partials.empty(problem, splits)
-    forward_kernels.m_step[(images(problem) * splits.count * ceil_div(problem.channels, launch.channels),)](
-        *features.arguments,
-        *(None, 0, 0, 0),
-        z,
-        partials.sums,
-        partials.masses,
-        problem.heads,
-        *splits,
         **features.constants(problem, launch),
     )
-    return partials
 
 
 def total(problem: Problem, partials: Partials, factor: float) -> tuple[Tensor, Tensor]:
     """factor * the sums as [B, H, C, K], and the masses as [B, H, K]."""
-    sizes = (problem.batch, problem.heads, problem.channels, problem.num_bases)
+    sizes = (problem.batch, problem.heads, partials.sums.shape[-1], problem.num_bases)
     sums = torch.empty(sizes, dtype=torch.float32, device=problem.device)
     mass = torch.empty_like(sums[:, :, 0])
     partials.add(sums, mass, factor)

@@ -66,7 +66,7 @@ class Features(NamedTuple):
         if not (layout.channels_first and layout.unit == 1 and x.element_size() == 2):
             return cls(x, layout)
         rows = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        launch, channels = settings.copy_rows(problem), x.shape[-1]
+        launch, channels = settings.launch_of("copy_rows", problem), x.shape[-1]
         tiles = ceil_div(problem.positions, launch.positions) * ceil_div(channels, launch.channels)
         kernels.copy_rows[(images(problem) * tiles,)](
             x,
@@ -146,7 +146,7 @@ def iterate(
 
 def e_step(problem: Problem, features: Features, bases: Tensor, logit_bias: Tensor | None, z: Tensor) -> None:
     """Write the responsibilities of all positions to `z` [B * H, N, K]."""
-    launch = settings.e_step(problem)
+    launch = settings.launch_of("e_step", problem)
     kernels.e_step[(images(problem) * ceil_div(problem.positions, launch.positions),)](
         *features.arguments,
         bases,
@@ -161,7 +161,7 @@ def e_step(problem: Problem, features: Features, bases: Tensor, logit_bias: Tens
 
 def m_step(problem: Problem, features: Features, z: Tensor, weight: Tensor | None = None) -> Partials:
     """The partial sums of weight * `z` [B * H, N, K], and of its products with the features."""
-    launch = settings.m_step(problem)
+    launch = settings.launch_of("m_step", problem)
     splits = split_positions(problem, features, launch)
     partials = Partials.empty(problem, splits, features.channels)
     kernels.m_step[(images(problem) * splits.count * ceil_div(features.channels, launch.channels),)](
@@ -181,7 +181,7 @@ def reconstruct(problem: Problem, x: Tensor, z: Tensor, bases: Tensor) -> Tensor
     """y [B, H, N, Cv] in the dtype and memory order of x from `z` [B * H, N, K] and `bases` [B, H, Cv, K]."""
     channels = bases.shape[-2]
     y = empty_like_order(x, channels)
-    layout, launch = layout_of(y), settings.reconstruct(problem)
+    layout, launch = layout_of(y), settings.launch_of("reconstruct", problem)
     tiles = ceil_div(problem.positions, launch.positions) * ceil_div(channels, launch.channels)
     kernels.reconstruct[(images(problem) * tiles,)](
         z,
@@ -197,7 +197,7 @@ def reconstruct(problem: Problem, x: Tensor, z: Tensor, bases: Tensor) -> Tensor
         Y_CHANNELS_FIRST=layout.channels_first,
         BLOCK_N=launch.positions,
         BLOCK_C=launch.channels,
-        BLOCK_K=block(problem.num_bases),
+        BLOCK_K=min(block(problem.num_bases), settings.CHUNK_OF_BASES),
         PRECISION=settings.precision(problem),
         **launch.options,
     )

@@ -224,7 +224,7 @@ def reconstruct(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One tile of positions and one chunk of channels of one image: y = z [B * H, N, K] times bases transposed."""
+    """One tile of positions and chunk of channels of one image: y = z [B * H, N, K] times the transposed bases."""
     chunks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     N = position_count(positions, Y_UNIT, Y_CHANNELS_FIRST)
     tiles = tl.cdiv(N, BLOCK_N)
@@ -232,12 +232,14 @@ def reconstruct(
     image, tile = program // tiles, program % tiles
     n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     c = chunk * BLOCK_C + tl.arange(0, BLOCK_C)
-    k = tl.arange(0, BLOCK_K)
-    rows = z + image.to(tl.int64) * N * K + n.to(tl.int64)[:, None] * K + k[None, :]
-    responsibilities = tl.load(rows, mask=responsibilities_mask(n, k, N, K, BLOCK_K), other=0.0)
     bases = image_pointer(bases, image, heads, bases_batch, bases_head, 1)
-    m = load_bases(bases, c, k, C, K, BLOCK_C, BLOCK_K).to(z.dtype.element_ty)
-    features = tl.dot(responsibilities, tl.trans(m), input_precision=PRECISION)
+    features = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        rows = z + image.to(tl.int64) * N * K + n.to(tl.int64)[:, None] * K + k[None, :]
+        responsibilities = tl.load(rows, mask=responsibilities_mask(n, k, N, K, BLOCK_K), other=0.0)
+        m = load_bases(bases, c, k, C, K, BLOCK_C, BLOCK_K).to(z.dtype.element_ty)
+        features = tl.dot(responsibilities, tl.trans(m), features, input_precision=PRECISION)
     y = image_pointer(y, image, heads, y_batch, y_head, Y_UNIT)
     offsets = tile_offsets(n, c, y_slow, y_fast, Y_UNIT, Y_CHANNELS_FIRST)
     tl.store(y + offsets, features.to(y.dtype.element_ty), mask=tile_mask(n, c, N, C, BLOCK_C))

@@ -1,6 +1,6 @@
-"""Block sizes, warps and stages of the forward kernels: a plain table by architecture, C x K and dtype, no tuning.
+"""Block sizes, warps and stages of the kernels: a plain table by architecture, dtype, C and K, no tuning at run time.
 
-Every row was compiled without spills and within the shared memory of its architecture (`tests/triton_compile`).
+`tests/triton_compile` compiles what it gives: no spills, and within the shared memory of the architecture.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from ...problem import Problem
 from .plan import block
 
-# largest padded C x K whose accumulators fit the registers of one program
-FUSED_ELEMENTS = 32 * 1024
 # KiB of shared memory one program may use
 SHARED_MEMORY = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
+# most bases at a time in a product over K
+CHUNK_OF_BASES = 64
 
 
 class Launch(NamedTuple):
@@ -33,50 +33,91 @@ class Launch(NamedTuple):
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
+class Fused(NamedTuple):
+    """What the fused kernel can hold: elements of the sums C x K and of a tile of x, both padded."""
+
+    sums: int
+    tile: int
+    num_warps: int
+    num_stages: int
+
+
+FAMILIES = {
+    "sm_80": "large",
+    "sm_86": "small",
+    "sm_89": "small",
+    "sm_90": "large",
+    "sm_100": "large",
+    "sm_120": "small",
+    "gfx942": "amd",
+    "interpreter": "interpreter",
+}
+# for 16-bit features only: exact float32 products have no tensor cores and work best in small blocks
+FUSED = {
+    "large": Fused(32 * 1024, 16 * 1024, 8, 3),
+    "small": Fused(32 * 1024, 8 * 1024, 8, 3),
+    "amd": Fused(16 * 1024, 8 * 1024, 4, 2),
+    "interpreter": Fused(32 * 1024, 16 * 1024, 8, 2),
+}
+# by family, for 16-bit and for 32-bit features: a launch for K up to 64, 128 and 256
+KERNELS = {
+    "e_step": {
+        "large": ((Launch(64, 64, 4, 3), Launch(128, 32, 8, 3), Launch(128, 32, 8, 3)), (Launch(64, 32),) * 3),
+        "small": ((Launch(64, 64, 4, 3), Launch(64, 32, 8, 3), Launch(64, 32, 8, 2)), (Launch(64, 32),) * 3),
+        "amd": ((Launch(64, 64, 4), Launch(64, 32, 4), Launch(64, 32, 8)), (Launch(64, 32),) * 3),
+    },
+    "m_step": {
+        "large": ((Launch(64, 128, 8, 3), Launch(64, 128, 8, 3), Launch(64, 64, 8, 3)), (Launch(32, 32),) * 3),
+        "small": ((Launch(64, 128, 8, 3), Launch(64, 64, 8, 3), Launch(32, 64, 8, 3)), (Launch(32, 32),) * 3),
+        "amd": ((Launch(64, 128, 4), Launch(64, 64, 4), Launch(32, 64)), (Launch(32, 32),) * 3),
+    },
+    "reconstruct": {
+        "large": ((Launch(128, 128),) * 3, (Launch(64, 32),) * 3),
+        "small": ((Launch(64, 128),) * 3, (Launch(64, 32),) * 3),
+        "amd": ((Launch(64, 64, 4),) * 3, (Launch(64, 32),) * 3),
+    },
+    "e_step_backward": {
+        "large": ((Launch(64, 64, 4, 3), Launch(64, 32, 8, 3), Launch(64, 32, 8, 3)), (Launch(32, 32),) * 3),
+        "small": ((Launch(64, 32, 4, 3), Launch(64, 32, 8, 2), Launch(32, 32, 8, 2)), (Launch(32, 32),) * 3),
+        "amd": ((Launch(64, 64, 4), Launch(64, 32, 8), Launch(32, 32, 8)), (Launch(32, 32),) * 3),
+    },
+    "grad_features": {
+        "large": ((Launch(128, 128, 8, 3),) * 3, (Launch(64, 32),) * 3),
+        "small": ((Launch(64, 128, 8, 3),) * 3, (Launch(64, 32),) * 3),
+        "amd": ((Launch(64, 64, 4),) * 3, (Launch(64, 32),) * 3),
+    },
+    "copy_rows": {family: ((Launch(64, 64, 4),) * 3,) * 2 for family in ("large", "small", "amd")},
+}
 INTERPRETED = Launch(32, 64)
 
 
+def launch_of(kernel: str, problem: Problem) -> Launch:
+    """The row of `kernel` for `problem`."""
+    family = FAMILIES[architecture(problem.device)]
+    if family == "interpreter":
+        return INTERPRETED
+    by_bases = KERNELS[kernel][family][problem.dtype.itemsize > 2]
+    return by_bases[(problem.num_bases > 64) + (problem.num_bases > 128)]
+
+
 def fused_step(problem: Problem) -> Launch | None:
-    """Of `fused_step`, or None where its accumulators or its tile would not fit: then `e_step` and `m_step`."""
+    """The launch of the fused kernel, or None where it cannot hold the sums: then `e_step` and `m_step`."""
+    limits = FUSED[FAMILIES[architecture(problem.device)]]
     channels = block(problem.channels)
-    if channels * block(problem.num_bases) > FUSED_ELEMENTS:
+    if problem.dtype.itemsize > 2 or channels * block(problem.num_bases) > limits.sums:
         return None
-    return Launch(32, channels)
-
-
-def e_step(problem: Problem) -> Launch:
-    return INTERPRETED
-
-
-def m_step(problem: Problem) -> Launch:
-    return INTERPRETED
-
-
-def reconstruct(problem: Problem) -> Launch:
-    return INTERPRETED
-
-
-def copy_rows(problem: Problem) -> Launch:
-    return INTERPRETED
-
-
-def e_step_backward(problem: Problem) -> Launch:
-    return INTERPRETED
-
-
-def grad_features(problem: Problem) -> Launch:
-    return INTERPRETED
+    return Launch(max(16, min(64, limits.tile // channels)), channels, limits.num_warps, limits.num_stages)
 
 
 def precision(problem: Problem) -> str:
     """How float32 products are made: exactly, or as PyTorch does them where the user allowed TF32."""
-    allowed = problem.device.type == "cuda" and torch.version.hip is None
+    allowed = problem.dtype == torch.float32 and problem.device.type == "cuda" and torch.version.hip is None
     return "tf32" if allowed and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 @cache
 def architecture(device: torch.device) -> str:
-    """The row of the table for `device`: its own, or that of the nearest older architecture that has one."""
+    """The row of the tables for `device`: its own, or that of the nearest older architecture that has one."""
     if device.type == "cpu":
         return "interpreter"
     if torch.version.hip is not None:
