@@ -69,7 +69,7 @@ def tile_mask(n, c, N, C: tl.constexpr, BLOCK_C: tl.constexpr):
 def load_bases(bases, c, k, C: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr):
     """Bases [BLOCK_C, BLOCK_K] from a dense float32 matrix [C, K], 0 beyond it."""
     offsets = c[:, None] * K + k[None, :]
-    if C % BLOCK_C == 0 and K == BLOCK_K:
+    if C % BLOCK_C == 0 and K % BLOCK_K == 0:
         tile = tl.load(bases + offsets)
     else:
         tile = tl.load(bases + offsets, mask=(c < C)[:, None] & (k < K)[None, :], other=0.0)
@@ -80,7 +80,7 @@ def load_bases(bases, c, k, C: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.conste
 def responsibilities_mask(n, k, N, K: tl.constexpr, BLOCK_K: tl.constexpr):
     """Which elements [BLOCK_N, BLOCK_K] of a tile of responsibilities exist."""
     mask = (n < N)[:, None]
-    if K != BLOCK_K:
+    if K % BLOCK_K != 0:
         mask = mask & (k < K)[None, :]
     return mask
 
