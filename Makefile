@@ -1,0 +1,36 @@
+# make test    everything that runs without a GPU
+# make demo    the demo, about ten minutes on two cores; QUICK=1 for one minute
+# make check   style and types
+# make compile the Triton kernels compiled for every architecture, spills and shared memory checked
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+RUN = $(VENV)/bin/python
+INSTALLED = $(VENV)/.installed
+
+.PHONY: test demo check compile clean
+
+$(INSTALLED): pyproject.toml setup.py Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet "$(TORCH)"
+	$(RUN) -m pip install --quiet --editable ".[triton,demo,dev]"
+	touch $@
+
+test: $(INSTALLED)
+	$(RUN) -m pytest tests --ignore=tests/triton --ignore=tests/triton_compile
+	TRITON_INTERPRET=1 $(RUN) -m pytest tests/triton
+
+demo: $(INSTALLED)
+	$(VENV)/bin/ema-ops demo --out runs/demo $(if $(QUICK),--quick)
+
+check: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+compile: $(INSTALLED)
+	$(RUN) -m pytest tests/triton_compile
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info
