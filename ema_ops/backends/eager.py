@@ -1,7 +1,7 @@
 """The "torch" backend: the loop and its gradient in plain PyTorch, on any device and dtype.
 
-No graph is recorded inside an operator, so the gradient is written out (em_attention.md, section 2, in
-`docs/mathematics.md`). 16-bit features are computed in float32.
+No graph is recorded inside an operator, so the gradient is written out (docs/mathematics.md). 16-bit features are
+computed in float32.
 """
 
 from __future__ import annotations
