@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ import torch
 if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.exit("triton was imported before TRITON_INTERPRET=1 was set: run `pytest tests/triton` by itself", 2)
 os.environ["TRITON_INTERPRET"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `judge`
 
 from mends import mend_bf16, mend_repeated_patching
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
@@ -62,25 +63,20 @@ def test_old_gpus_are_refused(problem, monkeypatch, capability, refused):
     assert (reason is not None and "7.5" in reason) == refused
 
 
-@pytest.mark.parametrize(
-    ("find_spec", "import_module", "reason"),
-    [
-        (lambda name: None, None, "triton is not installed"),
-        (lambda name: object(), OSError("libcuda.so.1 is broken"), "OSError: libcuda.so.1 is broken"),
-    ],
-    ids=["missing", "broken"],
-)
-def test_triton_that_cannot_be_imported(monkeypatch, find_spec, import_module, reason):
-    def broken(name):
-        raise import_module
+@pytest.mark.parametrize("spec", [None, ModuleSpec("triton", None)], ids=["missing", "folder"])
+def test_triton_that_is_not_installed(monkeypatch, spec):
+    monkeypatch.setattr(backend, "installed", backend.installed.__wrapped__)  # without its cache
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: spec)
+    assert BACKEND.unavailable() == "triton is not installed: pip install triton"
 
-    monkeypatch.setattr(backend.importlib.util, "find_spec", find_spec)
+
+def test_triton_that_cannot_be_imported(monkeypatch):
+    def broken(name):
+        raise OSError("libdevice is broken")
+
+    monkeypatch.setattr(backend, "import_failure", backend.import_failure.__wrapped__)  # without its cache
     monkeypatch.setattr(backend.importlib, "import_module", broken)
-    backend.import_failure.cache_clear()
-    try:
-        assert reason in BACKEND.unavailable()
-    finally:
-        backend.import_failure.cache_clear()
+    assert BACKEND.unavailable() == "import triton failed: OSError: libdevice is broken"
 
 
 def test_importing_the_backend_does_not_import_triton():

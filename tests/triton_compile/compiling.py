@@ -53,14 +53,26 @@ class Case(NamedTuple):
         """Whether the products of this kernel, if it has any, are of 16-bit numbers."""
         return any(kind in ("*bf16", "*fp16") for _, kind in self.signature)
 
+    @property
+    def has_product(self) -> bool:
+        """Whether there is a `tl.dot` in this kernel."""
+        return "PRECISION" in dict(self.constants)
+
+    @property
+    def loads_vectors(self) -> bool:
+        """Whether x is aligned, so that 16 bytes should be loaded at a time."""
+        return dict(self.constants).get("X_UNIT", 1) > 1
+
 
 class Usage(NamedTuple):
-    """What a binary takes: shared memory in bytes, registers a thread, spilled words, tensor-core instructions."""
+    """What a binary takes: shared memory in bytes, registers a thread, accesses to spilled ones, tensor-core
+    instructions, and whether it loads 16 bytes at a time."""
 
     shared: int
     registers: int
     spills: int
     tensor_instructions: tuple[str, ...]
+    loads_vectors: bool
 
 
 def record(architecture: str, call: Callable[[], Any]) -> list[Case]:
@@ -131,7 +143,9 @@ def _usage(compiled: Any) -> Usage:
         text = compiled.asm["amdgcn"]
         counts = {n: int(re.search(rf"\.{n}:\s+(\d+)", text)[1]) for n in ("vgpr_count", "vgpr_spill_count")}
         instructions = sorted(set(re.findall(r"v_mfma_\w+", text)))
-        return Usage(shared, counts["vgpr_count"], counts["vgpr_spill_count"], tuple(instructions))
+        return Usage(
+            shared, counts["vgpr_count"], counts["vgpr_spill_count"], tuple(instructions), "load_dwordx4" in text
+        )
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -143,6 +157,7 @@ def _usage(compiled: Any) -> Usage:
         int(re.search(r"REG:(\d+)", resources)[1]),
         len(re.findall(r"\b(?:STL|LDL)\b", code)),
         tuple(sorted(set(re.findall(r"\b(?:HGMMA|HMMA|UTC\w*MMA)[.\w]*", code)))),
+        re.search(r"\bLDG(STS)?[.\w]*\.128\b", code) is not None,
     )
 
 

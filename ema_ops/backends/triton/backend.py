@@ -23,12 +23,11 @@ class TritonBackend(Backend):
     name = "triton"
 
     def unavailable(self):
-        reason = import_failure()
-        if reason is not None:
-            return reason
-        if interpreted() or torch.cuda.is_available():
-            return None
-        return "no CUDA or ROCm device was found"
+        if not installed():
+            return "triton is not installed: pip install triton"
+        if not interpreted() and not torch.cuda.is_available():
+            return "no CUDA or ROCm device was found"
+        return import_failure()
 
     def refuses(self, problem):
         if problem.dtype not in DTYPES:
@@ -75,10 +74,15 @@ BACKEND = TritonBackend()
 
 
 @cache
+def installed() -> bool:
+    """Whether there is a package called triton; a mere folder of that name is none."""
+    spec = importlib.util.find_spec("triton")
+    return spec is not None and spec.origin is not None
+
+
+@cache
 def import_failure() -> str | None:
     """Why `import triton` does not work here, or None if it does."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install triton"
     try:
         importlib.import_module("triton")
     except Exception as error:  # a broken installation can raise anything; its text is the reason
