@@ -78,10 +78,11 @@ class Bench:
 
     def _measured(self, subject: _Subject, mode: str, peer: Peer) -> Row:
         case, seconds = subject.case, self.options.seconds
-        truth = subject.truth(peer.formula)
         function = subject.function(peer)
         work = workload(peer, function, subject.inputs, mode)
-        verdict = judge(*work.run(), truth)
+        y, grad_x = work.run()
+        verdict = judge(y, grad_x, subject.truth(peer.formula))
+        del y, grad_x
         row = _checked(verdict, case)
         if verdict.wrong is not None:
             return row | {"status": "wrong result", "note": verdict.wrong}
