@@ -97,7 +97,7 @@ class Bench:
         if self.options.device.type == "cuda":
             row |= self._replayed(work, row["note"])
         if peer.formula is EM:
-            row |= self._over_floor(case, mode, row)
+            row |= self._over_floor(case, mode if peer.has_gradient else "forward", row)
         return row
 
     def _replayed(self, work: Workload, note: str) -> Row:

@@ -44,8 +44,11 @@ def _figure(rows: list[Row], path: Path) -> Path:
             _lines(ax, [row for row in rows if row["mode"] == mode and int(row["batch"]) == batch], quantity)
             ax.set(xscale="log", yscale="log", title=f"{mode}, B = {batch}", ylabel=QUANTITIES[quantity])
             ax.grid(alpha=0.3, which="both")
+    positions = sorted({int(row["positions"]) for row in rows})
     for ax in axes[-1]:
         ax.set_xlabel("positions N")
+        ax.set_xticks(positions, [str(n) for n in positions])
+        ax.minorticks_off()
     named = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     labels = [name for name in (*NAMES, FLOOR) if name in named]
     figure.legend([named[label] for label in labels], labels, loc="outside right upper", frameon=False)
@@ -65,9 +68,10 @@ def _lines(ax, rows: list[Row], quantity: str) -> None:
             width, marker = (2.5, "o") if ours else (1.2, "s")
             ax.plot(*zip(*points, strict=True), marker=marker, linewidth=width, color=f"C{index}", label=name)
     if quantity == "p50_ms":
-        floor = sorted({(int(row["positions"]), float(row["floor_ms"])) for row in rows if row["floor_ms"]})
+        # the largest of each N: a peer without gradient has the floor of its forward pass
+        floor = dict(sorted((int(row["positions"]), float(row["floor_ms"])) for row in rows if row["floor_ms"]))
         if floor:
-            ax.plot(*zip(*floor, strict=True), color="black", linestyle=":", label=FLOOR)
+            ax.plot(list(floor), list(floor.values()), color="black", linestyle=":", label=FLOOR)
 
 
 def _file_name(key: tuple[str, ...]) -> str:
