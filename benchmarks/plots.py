@@ -48,7 +48,7 @@ def _figure(rows: list[Row], path: Path) -> Path:
     for ax in axes[-1]:
         ax.set_xlabel("positions N")
         ax.set_xticks(positions, [str(n) for n in positions])
-        ax.minorticks_off()
+        ax.set_xticks([], minor=True)
     named = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     labels = [name for name in (*NAMES, FLOOR) if name in named]
     figure.legend([named[label] for label in labels], labels, loc="outside right upper", frameon=False)
