@@ -31,19 +31,24 @@ def as_rows(x: Tensor, layout: str, heads: int) -> Tensor:
 
 def from_rows(rows: Tensor, x: Tensor, layout: str) -> Tensor:
     """`rows` [B, H, N, C / H] in the shape of `x` but for its channels, dense, with the strides of `empty_like`."""
-    channels = rows.shape[1] * rows.shape[3]
     if layout == "BHNC":
-        y = rows
-    elif layout == "BCN":
-        y = rows.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, x.shape[2:])
+        y, channels = rows, rows.shape[3]
     else:
-        y = rows.transpose(1, 2).flatten(2).unflatten(1, x.shape[1:-1])
-    expected = empty_like(x, layout, channels if layout != "BHNC" else rows.shape[3])
-    return y if y.stride() == expected.stride() else expected.copy_(y)
+        y, channels = rows.transpose(1, 2).flatten(2), rows.shape[1] * rows.shape[3]
+        y = y.transpose(1, 2).unflatten(2, x.shape[2:]) if layout == "BCN" else y.unflatten(1, x.shape[1:-1])
+    sizes, strides = dense_strides(x, layout, channels)
+    if all(size == 1 or got == wanted for size, got, wanted in zip(sizes, y.stride(), strides, strict=True)):
+        return y.as_strided(sizes, strides)
+    return x.new_empty_strided(sizes, strides).copy_(y)
 
 
 def empty_like(x: Tensor, layout: str, channels: int) -> Tensor:
-    """A dense, uninitialised tensor in the dtype, shape and memory order of `x`, but with `channels`.
+    """A dense, uninitialised tensor in the dtype, shape and memory order of `x`, but with `channels`."""
+    return x.new_empty_strided(*dense_strides(x, layout, channels))
+
+
+def dense_strides(x: Tensor, layout: str, channels: int) -> tuple[list[int], list[int]]:
+    """Sizes and strides of a result in the shape and memory order of `x`, but with `channels`.
 
     The one place that decides the strides of results, for real and for fake tensors.
     """
@@ -51,15 +56,14 @@ def empty_like(x: Tensor, layout: str, channels: int) -> Tensor:
     sizes[1 if layout == "BCN" else -1] = channels
     if layout == "BHNC":
         order = ["BHNC".index(dim) for dim in memory_order(x)]
-    elif layout == "BCN":
-        order = [0, *range(2, x.dim()), 1] if channels_are_fastest(x, layout) else list(range(x.dim()))
     else:
-        fast = channels_are_fastest(x, layout)
-        order = list(range(x.dim())) if fast else [0, x.dim() - 1, *range(1, x.dim() - 1)]
+        channel = 1 if layout == "BCN" else x.dim() - 1
+        order = [dim for dim in range(x.dim()) if dim != channel]
+        order.insert(x.dim() - 1 if channels_are_fastest(x, layout) else 1, channel)
     strides = [0] * x.dim()
     for place, dim in enumerate(order):
         strides[dim] = math.prod(sizes[d] for d in order[place + 1 :])
-    return x.new_empty_strided(sizes, strides)
+    return sizes, strides
 
 
 def memory_order(rows: Tensor) -> str:

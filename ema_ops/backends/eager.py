@@ -15,7 +15,7 @@ from .base import Backend
 
 
 class EagerBackend(Backend):
-    """See `Backend` for the shapes."""
+    """See `Backend` for the shapes. Inside, every head of every image is one of G = B * H images: [G, N, C]."""
 
     name = "torch"
 
@@ -26,100 +26,110 @@ class EagerBackend(Backend):
         return None
 
     def em_forward(self, problem, x, bases, weight):
-        dtype, steps = problem.accumulate_dtype, problem.num_iters
-        path = x.new_empty(steps, problem.batch, problem.heads, problem.channels, problem.num_bases, dtype=dtype)
-        mass = x.new_empty(steps, problem.batch, problem.heads, problem.num_bases, dtype=dtype)
-        length = torch.empty_like(mass)
-        features = as_features(problem, x)
-        m = path[0].copy_(bases)
+        outer, steps = (problem.batch, problem.heads), problem.num_iters
+        features, weight = as_images(problem, x), flat(weight)
+        path = features.new_empty(steps, features.shape[0], problem.channels, problem.num_bases)
+        masses = features.new_empty(steps, features.shape[0], problem.num_bases)
+        lengths, last = torch.empty_like(masses), torch.empty_like(path[0])
+        path[0].view(*outer, *path.shape[2:]).copy_(bases)
         for t in range(steps):
-            z = responsibilities(problem, features, m, None)
+            z = responsibilities(problem, features, path[t], None)
             zw = weighted(z, weight)
-            torch.sum(zw, -2, out=mass[t])
-            means = (features.transpose(-1, -2) @ zw).mul_(inverse(problem, mass[t]).unsqueeze(-2))
+            mass = torch.sum(zw, 1, out=masses[t])
+            sums = torch.bmm(features.mT, zw)
+            inverse_mass = inverse(problem, mass)
             # torch.linalg.vector_norm over a strided dimension is several times slower
-            torch.sum(means.square(), -2, out=length[t]).sqrt_()
-            scale = inverse(problem, length[t]).unsqueeze(-2)
-            m = torch.mul(means, scale, out=path[t + 1]) if t + 1 < steps else means.mul_(scale)
-        return product_in_order(problem, x, z, m), m, path, mass, length
+            length = torch.mul(sums.square().sum(1).sqrt_(), inverse_mass, out=lengths[t])
+            factor = inverse_mass.mul_(inverse(problem, length)).unsqueeze(1)
+            m = torch.mul(sums, factor, out=path[t + 1] if t + 1 < steps else last)
+        y = product_in_order(problem, x, z, m)
+        return y, unflat(problem, last), *(t.unflatten(1, outer) for t in (path, masses, lengths))
 
     def em_backward(self, problem, grad_y, grad_bases, x, weight, bases, path, mass, length, need_bases):
         steps, stop = problem.num_iters, problem.num_iters - problem.grad_iters
-        features, grad_out = as_features(problem, x), as_features(problem, grad_y)
+        features, grad_out, weight = as_images(problem, x), as_images(problem, grad_y), flat(weight)
+        bases, path, mass, length = flat(bases), path.flatten(1, 2), mass.flatten(1, 2), length.flatten(1, 2)
         left, right = [], []
         for t in range(steps, stop, -1):
             z = responsibilities(problem, features, path[t - 1], None)
             if t == steps:
-                m, grad_m = bases, grad_out.transpose(-1, -2) @ z
+                m, grad_m = bases, torch.bmm(grad_out.mT, z)
                 if grad_bases is not None:
-                    grad_m += grad_bases
+                    grad_m += flat(grad_bases)
             else:
                 m = path[t]
             grad_sums, grad_mass = normalize_backward(problem, grad_m, m, mass[t - 1], length[t - 1])
-            grad_z = (features @ grad_sums).add_(grad_mass.unsqueeze(-2))
+            grad_z = torch.baddbmm(grad_mass.unsqueeze(1), features, grad_sums)
             grad_z = grad_z if weight is None else grad_z.mul_(weight.unsqueeze(-1))
             if t == steps:
-                grad_z += grad_out @ bases
+                grad_z.baddbmm_(grad_out, bases)
             grad_product, _ = product_backward(problem, z, grad_z)
             left += [weighted(z, weight), grad_product]
             right += [grad_sums, path[t - 1]]
             if t > stop + 1 or need_bases:
-                grad_m = features.transpose(-1, -2) @ grad_product
+                grad_m = torch.bmm(features.mT, grad_product)
         # one product of rank 2 * grad_iters * K writes grad_x once
         grad_x = product_in_order(problem, x, torch.cat(left, -1), torch.cat(right, -1), is_gradient=True)
-        return grad_x, grad_m if need_bases else None
+        return grad_x, unflat(problem, grad_m) if need_bases else None
 
     def em_step(self, problem, x, bases, weight, logit_bias):
-        features = as_features(problem, x)
-        zw = weighted(responsibilities(problem, features, bases, logit_bias), weight)
-        return features.transpose(-1, -2) @ zw, zw.sum(-2)
+        features = as_images(problem, x)
+        zw = weighted(responsibilities(problem, features, flat(bases), flat(logit_bias)), flat(weight))
+        return unflat(problem, torch.bmm(features.mT, zw)), unflat(problem, zw.sum(1))
 
     def em_step_backward(self, problem, grad_sums, grad_mass, x, bases, weight, logit_bias):
-        features = as_features(problem, x)
-        bases, grad_sums = bases.to(features.dtype), grad_sums.to(features.dtype)
-        z = responsibilities(problem, features, bases, logit_bias)
-        grad_z = weighted((features @ grad_sums).add_(grad_mass.unsqueeze(-2)), weight)
+        features, weight = as_images(problem, x), flat(weight)
+        bases, grad_sums = flat(bases).to(features.dtype), flat(grad_sums).to(features.dtype)
+        z = responsibilities(problem, features, bases, flat(logit_bias))
+        grad_z = weighted(torch.baddbmm(flat(grad_mass).unsqueeze(1), features, grad_sums), weight)
         grad_product, grad_bias = product_backward(problem, z, grad_z)
         left, right = torch.cat([weighted(z, weight), grad_product], -1), torch.cat([grad_sums, bases], -1)
         grad_x = product_in_order(problem, x, left, right, is_gradient=True)
-        return grad_x, features.transpose(-1, -2) @ grad_product, grad_bias
+        return grad_x, unflat(problem, torch.bmm(features.mT, grad_product)), unflat(problem, grad_bias)
 
     def em_reconstruct(self, problem, x, logit_bases, value_bases, logit_bias):
-        z = responsibilities(problem, as_features(problem, x), logit_bases, logit_bias)
-        return product_in_order(problem, x, z, value_bases.to(z.dtype))
+        z = responsibilities(problem, as_images(problem, x), flat(logit_bases), flat(logit_bias))
+        return product_in_order(problem, x, z, flat(value_bases).to(z.dtype))
 
     def em_reconstruct_backward(self, problem, grad_y, x, logit_bases, value_bases, logit_bias):
-        features, grad_out = as_features(problem, x), as_features(problem, grad_y)
-        logit_bases = logit_bases.to(features.dtype)
-        z = responsibilities(problem, features, logit_bases, logit_bias)
-        grad_z = grad_out @ value_bases.to(features.dtype)
-        grad_product, grad_bias = product_backward(problem, z, grad_z)
-        grad_logit_bases = features.transpose(-1, -2) @ grad_product
-        grad_value_bases = grad_out.transpose(-1, -2) @ z
+        features, grad_out = as_images(problem, x), as_images(problem, grad_y)
+        logit_bases, value_bases = flat(logit_bases).to(features.dtype), flat(value_bases).to(features.dtype)
+        z = responsibilities(problem, features, logit_bases, flat(logit_bias))
+        grad_product, grad_bias = product_backward(problem, z, torch.bmm(grad_out, value_bases))
         grad_x = product_in_order(problem, x, grad_product, logit_bases, is_gradient=True)
-        return grad_x, grad_logit_bases, grad_value_bases, grad_bias
+        grad_logit_bases, grad_value_bases = torch.bmm(features.mT, grad_product), torch.bmm(grad_out.mT, z)
+        return grad_x, *(unflat(problem, grad) for grad in (grad_logit_bases, grad_value_bases, grad_bias))
 
 
 BACKEND = EagerBackend()
 
 
-def as_features(problem: Problem, x: Tensor) -> Tensor:
-    """`x` as the products want it: in the accumulate dtype, with mergeable batch and heads."""
-    features = x.to(problem.accumulate_dtype)
-    return features.contiguous() if problem.order == "BNHC" else features
+def as_images(problem: Problem, x: Tensor) -> Tensor:
+    """Features [B, H, N, C] as [G, N, C] in the accumulate dtype; a view where batch and heads merge."""
+    return x.to(problem.accumulate_dtype).flatten(0, 1)
+
+
+def flat(tensor: Tensor | None) -> Tensor | None:
+    """[B, H, ..] as [G, ..]."""
+    return None if tensor is None else tensor.flatten(0, 1)
+
+
+def unflat(problem: Problem, tensor: Tensor) -> Tensor:
+    """[G, ..] as [B, H, ..]."""
+    return tensor.unflatten(0, (problem.batch, problem.heads))
 
 
 def responsibilities(problem: Problem, features: Tensor, bases: Tensor, logit_bias: Tensor | None) -> Tensor:
-    """E-step [B, H, N, K]; the temperature goes into the small bases."""
+    """E-step [G, N, K]; the temperature goes into the small bases."""
     bases = bases.to(features.dtype)
-    logits = features @ (bases if problem.scale == 1 else problem.scale * bases)
+    logits = torch.bmm(features, bases if problem.scale == 1 else problem.scale * bases)
     if logit_bias is not None:
-        logits += logit_bias.unsqueeze(-2)
+        logits += logit_bias.unsqueeze(1)
     return torch.softmax(logits, dim=-1)
 
 
 def weighted(z: Tensor, weight: Tensor | None) -> Tensor:
-    """Responsibilities times the weight of their position."""
+    """Responsibilities [G, N, K] times the weight [G, N] of their position."""
     return z if weight is None else z * weight.unsqueeze(-1)
 
 
@@ -133,13 +143,13 @@ def inverse(problem: Problem, value: Tensor) -> Tensor:
 def normalize_backward(
     problem: Problem, grad_m: Tensor, m: Tensor, mass: Tensor, length: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the undivided sums [B, H, C, K] and of the mass [B, H, K] from that of the bases."""
-    along = (m * grad_m).sum(-2)
+    """Gradients of the undivided sums [G, C, K] and of the mass [G, K] from that of the bases."""
+    along = (m * grad_m).sum(1)
     add = problem.eps_mode == "add"
     inverse_mass, inverse_length = inverse(problem, mass), inverse(problem, length)
     # a dead base (length 0) has no direction to lose
     radial = torch.where(length > (0 if add else problem.eps), along / length, 0)
-    grad_sums = (grad_m * inverse_length.unsqueeze(-2) - m * radial.unsqueeze(-2)) * inverse_mass.unsqueeze(-2)
+    grad_sums = (grad_m * inverse_length.unsqueeze(1) - m * radial.unsqueeze(1)) * inverse_mass.unsqueeze(1)
     # after the L2 norm the mass matters only through eps: written so that nothing cancels
     if add:
         return grad_sums, -along * problem.eps * inverse_length * inverse_mass
@@ -148,19 +158,19 @@ def normalize_backward(
 
 
 def product_backward(problem: Problem, z: Tensor, grad_z: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax backward: gradient of the product x bases [B, H, N, K] and of the logit bias [B, H, K]."""
+    """Softmax backward: gradient of the product x bases [G, N, K] and of the logit bias [G, K]."""
     grad_logits = torch.ops.aten._softmax_backward_data(grad_z, z, -1, z.dtype)
-    grad_bias = grad_logits.sum(-2)
+    grad_bias = grad_logits.sum(1)
     return (grad_logits if problem.scale == 1 else grad_logits.mul_(problem.scale)), grad_bias
 
 
 def product_in_order(problem: Problem, x: Tensor, left: Tensor, right: Tensor, *, is_gradient: bool = False) -> Tensor:
-    """left [B, H, N, R] times right [B, H, C, R] transposed, in the memory order and dtype of `x`."""
+    """left [G, N, R] times right [G, C, R] transposed, as [B, H, N, C] in the memory order and dtype of `x`."""
     columns = problem.order == "BHCN"
-    product = right @ left.transpose(-1, -2) if columns else left @ right.transpose(-1, -2)
+    product = unflat(problem, torch.bmm(right, left.mT) if columns else torch.bmm(left, right.mT))
     if is_gradient and x.dtype == torch.float16:
         # where all features are 0 the gradient is of size 1 / eps, more than float16 holds
         product.clamp_(-torch.finfo(x.dtype).max, torch.finfo(x.dtype).max)
     if columns:
-        return product.to(x.dtype).transpose(-1, -2)
-    return product.to(x.dtype) if problem.order == "BHNC" else empty_like_order(x, right.shape[-2]).copy_(product)
+        return product.to(x.dtype).mT
+    return product.to(x.dtype) if problem.order == "BHNC" else empty_like_order(x, right.shape[1]).copy_(product)
