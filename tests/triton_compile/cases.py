@@ -12,21 +12,26 @@ from ema_ops.backends.triton import backward, forward, settings
 from ema_ops.problem import Problem
 
 # channels, bases, dtype, memory order, iterations
-SHAPES = [
+MAIN_SHAPES = [
     (512, 64, torch.bfloat16, "BHNC", 2),
     (512, 64, torch.bfloat16, "BHCN", 1),
-    (256, 64, torch.bfloat16, "BHNC", 1),
-    (256, 64, torch.float16, "BHCN", 1),
+]
+OTHER_SHAPES = [
+    (256, 64, torch.float16, "BHNC", 1),
+    (256, 64, torch.bfloat16, "BHCN", 1),
     (256, 64, torch.float32, "BHNC", 1),
     (512, 256, torch.bfloat16, "BHNC", 1),
 ]
+# the settings of these are those of sm_86, and so is nearly all of their code
+LIKE_SM_86 = ("sm_89", "sm_120")
 
 
 def all_cases() -> list[Case]:
     """Every binary that the calls below need, on every architecture, each once."""
     found = {}
     for architecture in settings.SHARED_MEMORY:
-        for shape in SHAPES:
+        shapes = MAIN_SHAPES if architecture in LIKE_SM_86 else MAIN_SHAPES + OTHER_SHAPES
+        for shape in shapes:
             for call in calls(*shape):
                 found |= dict.fromkeys(record(architecture, call))
         found |= dict.fromkeys(record(architecture, transposition))

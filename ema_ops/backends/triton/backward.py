@@ -36,13 +36,13 @@ def em_backward(
     stop = problem.num_iters - problem.grad_iters
     features, grads = Features.of(problem, x), Features.of(problem, grad_y)
     products, sums = Products.empty(problem, 2 * problem.grad_iters), SumsGradient.empty(problem)
+    rows_of(problem, path[stop:], problem.scale, out=products.right[1::2])
     e_step(problem, features, path[-1], None, products.left[-2])
     partials, factor = m_step(problem, grads, products.left[-2]), 1.0
     m, values = bases, (grads, rows_of(problem, bases))
     for t in range(problem.num_iters - 1, stop - 1, -1):
         pair = slice(2 * (t - stop), 2 * (t - stop) + 2)
         (z, grad_logits), (sums_rows, logit_rows) = products.left[pair], products.right[pair]
-        logit_rows.copy_(rows_of(problem, path[t], problem.scale))
         normalize_backward(problem, partials.sums, factor, grad_bases, (m, mass[t], length[t]), sums_rows, sums)
         e_step_backward(problem, features, logit_rows, None, (sums_rows, sums), weight, values, z, grad_logits)
         if t > stop or need_bases:
@@ -64,7 +64,7 @@ def em_step_backward(
     """See `Backend.em_step_backward`."""
     features, products, sums = Features.of(problem, x), Products.empty(problem, 2), SumsGradient.empty(problem)
     (z, grad_logits), (sums_rows, logit_rows) = products.left, products.right
-    logit_rows.copy_(rows_of(problem, bases, problem.scale))
+    rows_of(problem, bases, problem.scale, out=logit_rows)
     sums.mass.copy_(grad_mass)
     slot = grad_sums.float().transpose(-1, -2).contiguous().view(-1, 1, problem.num_bases, problem.channels)
     normalize_backward(problem, slot, 1.0, None, None, sums_rows, sums)
@@ -86,7 +86,7 @@ def em_reconstruct_backward(
     features, grads = Features.of(problem, x), Features.of(problem, grad_y)
     products = Products.empty(problem, 1)
     (grad_logits,), (logit_rows,) = products.left, products.right
-    logit_rows.copy_(rows_of(problem, logit_bases, problem.scale))
+    rows_of(problem, logit_bases, problem.scale, out=logit_rows)
     z, bias, values = torch.empty_like(grad_logits), dense_bias(logit_bias), (grads, rows_of(problem, value_bases))
     e_step_backward(problem, features, logit_rows, bias, None, None, values, z, grad_logits)
     grad_logit_bases, grad_bias = total(problem, m_step(problem, features, grad_logits), problem.scale)
@@ -149,10 +149,14 @@ class SumsGradient(NamedTuple):
         return cls(*torch.empty(sizes, dtype=torch.float32, device=problem.device))
 
 
-def rows_of(problem: Problem, bases: Tensor, factor: float = 1.0) -> Tensor:
-    """factor * bases [B, H, C, K] as rows [B * H, K, C] in the dtype of x."""
-    rows = bases.to(torch.float32).mul(factor) if factor != 1 else bases
-    return rows.to(problem.dtype).transpose(-1, -2).contiguous().flatten(0, 1)
+def rows_of(problem: Problem, bases: Tensor, factor: float = 1.0, out: Tensor | None = None) -> Tensor:
+    """factor * bases [.., B, H, C, K] as rows [.., B * H, K, C] in the dtype of x, written to `out` if given."""
+    if out is None:
+        out = torch.empty(
+            images(problem), problem.num_bases, bases.shape[-2], dtype=problem.dtype, device=problem.device
+        )
+    torch.mul(bases.transpose(-1, -2), factor, out=out.unflatten(-3, (problem.batch, problem.heads)))
+    return out
 
 
 def normalize_backward(

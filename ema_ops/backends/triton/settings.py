@@ -34,8 +34,9 @@ class Launch(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """What the fused kernel can hold: elements of the sums C x K and of a tile of x, both padded."""
+    """What the fused kernel can hold: bases, elements of the sums C x K, and elements of a tile of x, all padded."""
 
+    bases: int
     sums: int
     tile: int
     num_warps: int
@@ -52,18 +53,20 @@ FAMILIES = {
     "gfx942": "amd",
     "interpreter": "interpreter",
 }
-# for 16-bit features only: exact float32 products have no tensor cores and work best in small blocks
+# for 16-bit features only: float32 products have no tensor cores and want small blocks
 FUSED = {
-    "large": Fused(32 * 1024, 16 * 1024, 8, 3),
-    "small": Fused(32 * 1024, 8 * 1024, 8, 3),
-    "amd": Fused(16 * 1024, 8 * 1024, 4, 2),
-    "interpreter": Fused(32 * 1024, 16 * 1024, 8, 2),
+    "large": Fused(64, 32 * 1024, 16 * 1024, 8, 3),
+    "small": Fused(64, 32 * 1024, 8 * 1024, 8, 3),
+    "amd": Fused(64, 16 * 1024, 8 * 1024, 4, 1),
+    "interpreter": Fused(64, 32 * 1024, 16 * 1024, 8, 2),
 }
+# two float32 accumulators [BLOCK_N, K] without tensor cores
+EXACT_BACKWARD = (Launch(32, 32), Launch(16, 32), Launch(16, 16))
 # by family, for 16-bit and for 32-bit features: a launch for K up to 64, 128 and 256
 KERNELS = {
     "e_step": {
-        "large": ((Launch(64, 64, 4, 3), Launch(128, 32, 8, 3), Launch(128, 32, 8, 3)), (Launch(64, 32),) * 3),
-        "small": ((Launch(64, 64, 4, 3), Launch(64, 32, 8, 3), Launch(64, 32, 8, 2)), (Launch(64, 32),) * 3),
+        "large": ((Launch(64, 64, 8, 3), Launch(128, 32, 8, 3), Launch(128, 32, 8, 3)), (Launch(64, 32),) * 3),
+        "small": ((Launch(64, 64, 8, 3), Launch(64, 32, 8, 3), Launch(64, 32, 8, 2)), (Launch(64, 32),) * 3),
         "amd": ((Launch(64, 64, 4), Launch(64, 32, 4), Launch(64, 32, 8)), (Launch(64, 32),) * 3),
     },
     "m_step": {
@@ -72,14 +75,14 @@ KERNELS = {
         "amd": ((Launch(64, 128, 4), Launch(64, 64, 4), Launch(32, 64)), (Launch(32, 32),) * 3),
     },
     "reconstruct": {
-        "large": ((Launch(128, 128),) * 3, (Launch(64, 32),) * 3),
+        "large": ((Launch(64, 128),) * 3, (Launch(64, 32),) * 3),
         "small": ((Launch(64, 128),) * 3, (Launch(64, 32),) * 3),
         "amd": ((Launch(64, 64, 4),) * 3, (Launch(64, 32),) * 3),
     },
     "e_step_backward": {
-        "large": ((Launch(64, 64, 4, 3), Launch(64, 32, 8, 3), Launch(64, 32, 8, 3)), (Launch(32, 32),) * 3),
-        "small": ((Launch(64, 32, 4, 3), Launch(64, 32, 8, 2), Launch(32, 32, 8, 2)), (Launch(32, 32),) * 3),
-        "amd": ((Launch(64, 64, 4), Launch(64, 32, 8), Launch(32, 32, 8)), (Launch(32, 32),) * 3),
+        "large": ((Launch(64, 64, 4, 3), Launch(64, 32, 8, 3), Launch(32, 32, 8, 3)), EXACT_BACKWARD),
+        "small": ((Launch(64, 32, 4, 3), Launch(64, 32, 8, 2), Launch(32, 32, 8, 2)), EXACT_BACKWARD),
+        "amd": ((Launch(64, 64, 4), Launch(64, 32, 8), Launch(32, 32, 8)), EXACT_BACKWARD),
     },
     "grad_features": {
         "large": ((Launch(128, 128, 8, 3),) * 3, (Launch(64, 32),) * 3),
@@ -103,10 +106,12 @@ def launch_of(kernel: str, problem: Problem) -> Launch:
 def fused_step(problem: Problem) -> Launch | None:
     """The launch of the fused kernel, or None where it cannot hold the sums: then `e_step` and `m_step`."""
     limits = FUSED[FAMILIES[architecture(problem.device)]]
-    channels = block(problem.channels)
-    if problem.dtype.itemsize > 2 or channels * block(problem.num_bases) > limits.sums:
+    channels, num_bases = block(problem.channels), block(problem.num_bases)
+    positions = min(64, limits.tile // channels)
+    fits = positions >= 16 and num_bases <= limits.bases and channels * num_bases <= limits.sums
+    if problem.dtype.itemsize > 2 or not fits:
         return None
-    return Launch(max(16, min(64, limits.tile // channels)), channels, limits.num_warps, limits.num_stages)
+    return Launch(positions, channels, limits.num_warps, limits.num_stages)
 
 
 def precision(problem: Problem) -> str:
