@@ -103,11 +103,9 @@ class Products(NamedTuple):
     @classmethod
     def empty(cls, problem: Problem, count: int) -> Products:
         """Workspace for `count` products."""
-        options = {"dtype": problem.dtype, "device": problem.device}
-        return cls(
-            torch.empty(count, images(problem), problem.positions, problem.num_bases, **options),
-            torch.empty(count, images(problem), problem.num_bases, problem.channels, **options),
-        )
+        sizes = (count, images(problem), problem.positions, problem.num_bases)
+        left = torch.empty(sizes, dtype=problem.dtype, device=problem.device)
+        return cls(left, left.new_empty(*sizes[:2], problem.num_bases, problem.channels))
 
     def add(self, problem: Problem, x: Tensor) -> Tensor:
         """grad_x in the memory order of `x`."""
