@@ -39,7 +39,8 @@ def em_backward(
     rows_of(problem, path[stop:], problem.scale, out=products.right[1::2])
     e_step(problem, features, path[-1], None, products.left[-2])
     partials, factor = m_step(problem, grads, products.left[-2]), 1.0
-    m, values = bases, (grads, rows_of(problem, bases))
+    m = bases
+    values: tuple[Features, Tensor] | None = (grads, rows_of(problem, bases))
     for t in range(problem.num_iters - 1, stop - 1, -1):
         pair = slice(2 * (t - stop), 2 * (t - stop) + 2)
         (z, grad_logits), (sums_rows, logit_rows) = products.left[pair], products.right[pair]
