@@ -1,7 +1,7 @@
 """The demo's data: a small segmentation set in the folder layout of PASCAL VOC that needs context.
 
-Every picture is a crop of a photograph with handwritten digits on it: one cue digit on the left, a few digits on
-the right. The cue's value, 0, 1 or 2, is the class of all digits on the right, whatever their own value. So the
+Every picture is a crop of a photograph with handwritten digits on it: one red cue digit on the left, a few black or
+white digits on the right. The cue's value, 0, 1 or 2, is the class of all digits on the right, whatever their own value. So the
 class of a pixel on the right is decided at least `DISTANCE` pixels away.
 """
 
@@ -28,7 +28,8 @@ DISTANCE = MARKED_START - CUE_END
 """Columns between the last one a cue may touch and the first one a marked digit may touch, plus one."""
 
 _DIGIT_SIZES = (20, 24)
-_INK_THRESHOLD = 0.3
+_BOLDNESS = 1.8
+_CUE_INK = (220.0, 20.0, 40.0)
 _CELLS = [(top, left) for top in range(0, HEIGHT, 24) for left in range(MARKED_START, WIDTH, 28)]
 
 
@@ -76,15 +77,19 @@ def draw(
 
 
 def compose(photo: np.ndarray, cue: Stroke, cue_value: int, marked: list[Stroke]) -> tuple[np.ndarray, np.ndarray]:
-    """Digits on `photo`, uint8 [H, W, 3], white on a dark one and black on a light one, and their labels [H, W]."""
-    tone = 255.0 if photo.mean() < 128 else 0.0
+    """Digits on `photo`, uint8 [H, W, 3], and the labels, uint8 [H, W].
+
+    The cue is red; the others are white on a dark photograph and black on a light one.
+    """
+    plain = (255.0,) * 3 if photo.mean() < 128 else (0.0,) * 3
     image, label = photo.astype(np.float32), np.zeros(photo.shape[:2], dtype=np.uint8)
     paper = image.copy()
-    for stroke, value in [(cue, 1), *((stroke, FIRST_MARKED + cue_value) for stroke in marked)]:
+    strokes = [(cue, _CUE_INK, 1), *((stroke, plain, FIRST_MARKED + cue_value) for stroke in marked)]
+    for stroke, colour, value in strokes:
         window = np.s_[stroke.top : stroke.top + stroke.size, stroke.left : stroke.left + stroke.size]
         cover = _enlarge(stroke.ink, stroke.size)
-        image[window] += cover[..., None] * (tone - paper[window])
-        label[window][cover > _INK_THRESHOLD] = value
+        image[window] += cover[..., None] * (np.asarray(colour) - paper[window])
+        label[window][cover > 0.5] = value
     return image.round().clip(0, 255).astype(np.uint8), label
 
 
@@ -95,7 +100,8 @@ def _stroke(rng: np.random.Generator, ink: np.ndarray, top: int, bottom: int, le
 
 
 def _enlarge(ink: np.ndarray, size: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(ink).resize((size, size), Image.Resampling.BICUBIC)).clip(0, 1)
+    """How much ink covers each pixel, [size, size] in 0 to 1."""
+    return (_BOLDNESS * np.asarray(Image.fromarray(ink).resize((size, size), Image.Resampling.BICUBIC))).clip(0, 1)
 
 
 def _crop(rng: np.random.Generator, photo: Image.Image) -> np.ndarray:

@@ -1,0 +1,217 @@
+"""The two things `ema-ops demo` does: the whole demo, or the map of each basis over one picture."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .. import __version__
+from ..segmentation.data import VOCSegmentation
+from . import attend, charts, report
+from .dataset import CLASSES, DISTANCE, build
+from .measure import Cost, costs
+from .network import CONTEXTS, NUM_BASES, STRIDE, DemoNetwork, receptive_field
+from .sources import PHOTOGRAPHS, photograph
+from .train import Budget, Result, train
+
+OURS = "EM attention"
+NETWORK_FILE = "network.pt"
+DEFAULT_OUT = Path("runs/demo")
+FULL = Budget()
+QUICK = Budget(train=160, val=32, steps=24, batch=8, judgements=3)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where to write, the budget, the seed, repeats of the time measurement, options of the microbenchmark."""
+
+    out: Path = DEFAULT_OUT
+    budget: Budget = FULL
+    seed: int = 0
+    repeats: int = 20
+    bench: tuple[str, ...] = ("--quick",)
+    quick: bool = False
+
+
+def run_demo(plan: Plan) -> list[report.Line]:
+    """Build the set, train the four networks, measure, write `report.html`; returns the result table.
+
+    Raises RuntimeError when the network could see the cue without its context layer, and OSError when a file
+    cannot be written.
+    """
+    started = time.perf_counter()
+    plan.out.mkdir(parents=True, exist_ok=True)
+    data = plan.out / "data" / f"{plan.budget.train}-{plan.budget.val}-{plan.seed}"
+    field = _check_distance()
+    with tqdm(total=plan.budget.train + plan.budget.val, desc="data", unit="picture") as bar:
+        build(data, train=plan.budget.train, val=plan.budget.val, seed=plan.seed, progress=bar.update)
+    train_set = VOCSegmentation(data, "train", num_classes=len(CLASSES))
+    val_set = VOCSegmentation(data, "val", num_classes=len(CLASSES))
+
+    results = _train_all(plan, train_set, val_set)
+    attend.save_network(results[list(CONTEXTS).index(OURS)].network, plan.out / NETWORK_FILE)
+    images, labels = next(iter(DataLoader(train_set, batch_size=plan.budget.batch)))
+    with tqdm(total=plan.repeats * len(CONTEXTS), desc="time and memory", unit="step") as bar:
+        cost = costs(images, labels, plan.repeats, bar.update)
+    bench, bench_note = _microbenchmark(plan)
+
+    table = report.lines(results, cost)
+    report.write(
+        plan.out / "report.html",
+        "report.jinja",
+        table=table,
+        settings=_settings(plan, time.perf_counter() - started),
+        quick=plan.quick,
+        val_count=len(val_set),
+        class_count=len(CLASSES),
+        repeats=plan.repeats,
+        batch=plan.budget.batch,
+        distance=DISTANCE,
+        field=field,
+        positions=images.shape[2] // STRIDE * (images.shape[3] // STRIDE),
+        predictions=_predictions(results, val_set),
+        curves=report.Figure(
+            charts.learning_curves(results),
+            "Left: training loss, running mean of 20 steps. Right: mIoU on the validation pictures.",
+        ),
+        maps=_maps(results),
+        bench=bench,
+        bench_note=bench_note,
+        environment=_environment(plan, cost),
+        photographs=", ".join(name.partition(".")[0] for names in PHOTOGRAPHS.values() for name in names),
+    )
+    return table
+
+
+def run_image(path: Path, out: Path, weights: Path | None) -> list[Path]:
+    """Write `attention.png` and `attention.html` for one picture under `out`; returns both paths.
+
+    `weights` is a network the demo wrote; None takes the one under `out` or `runs/demo` if there is one, and colour
+    and position otherwise. Raises OSError and ValueError naming the file at fault.
+    """
+    picture = attend.load_picture(path)
+    if weights is None:
+        weights = next((p for p in (out / NETWORK_FILE, DEFAULT_OUT / NETWORK_FILE) if p.is_file()), None)
+    if weights is None:
+        maps = attend.maps_of_colours(picture)
+        source = "No trained network found: the features are colour and position of every pixel."
+    else:
+        maps = attend.maps_of_network(attend.load_network(weights), picture)
+        source = f"Features of the network the demo trained ({weights}); it has learnt digits on photographs."
+    figure = report.Figure(charts.basis_maps(picture, maps), _MAP_CAPTION)
+    out.mkdir(parents=True, exist_ok=True)
+    png, page = out / "attention.png", out / "attention.html"
+    png.write_bytes(figure.png)
+    size = f"shown at {picture.width} x {picture.height}"
+    report.write(page, "attend.jinja", name=path.name, size=size, source=source, figure=figure)
+    print(source)
+    return [png, page]
+
+
+_MAP_CAPTION = (
+    "Responsibility of each basis at every position, brightest where it is highest, each map scaled to its own "
+    "maximum; the percentage is the basis's share of the whole picture. Largest share first."
+)
+
+
+def _check_distance() -> int:
+    """The receptive field of the network without context; RuntimeError when it reaches a cue from a marked digit."""
+    field = receptive_field(DemoNetwork("no context", len(CLASSES)))
+    if field >= DISTANCE:
+        raise RuntimeError(f"the network sees {field} pixels: expected fewer than the {DISTANCE} to the cue")
+    return field
+
+
+def _train_all(plan: Plan, train_set: VOCSegmentation, val_set: VOCSegmentation) -> list[Result]:
+    with tqdm(total=plan.budget.steps * len(CONTEXTS), desc="training", unit="step") as bar:
+
+        def tell(text: str) -> None:
+            bar.set_description(text, refresh=False)
+            bar.update()
+
+        return [train(name, train_set, val_set, plan.budget, plan.seed, tell) for name in CONTEXTS]
+
+
+def _microbenchmark(plan: Plan) -> tuple[list[report.Figure], str]:
+    """The plots of a short `ema-ops bench`; without the repository none, and the reason."""
+    from ..cli import bench, main
+
+    try:
+        bench.find_benchmarks()
+    except ValueError as error:
+        return [], f"Not run: {error}."
+    folder = plan.out / "bench"
+    status = main(["bench", "--device", "cpu", "--out", str(folder), "--seed", str(plan.seed), *plan.bench])
+    if status:
+        raise RuntimeError(f"the microbenchmark ended with status {status}: expected 0; its output is above")
+    figures = [
+        report.Figure(path.read_bytes(), path.stem.replace("-", " ").replace("_", " "))
+        for path in sorted(folder.rglob("*.png"))
+    ]
+    note = (
+        "A short microbenchmark on this machine's CPU at small sizes, both axes logarithmic. Every result was checked "
+        f"against the float64 reference before it was timed. Run {' '.join(['ema-ops bench', *plan.bench])} to "
+        "repeat it, or without --quick for the sizes of the paper."
+    )
+    return figures, note
+
+
+def _predictions(results: Sequence[Result], val_set: VOCSegmentation) -> report.Figure:
+    indices = range(min(5, len(val_set)))
+    return report.Figure(
+        charts.predictions(results, val_set, indices),
+        f"The first {len(indices)} validation pictures, not chosen. Red is the cue; green, yellow and blue are the "
+        "digits marked zero, one and two. Without context the network finds the digits but must guess their class.",
+    )
+
+
+def _maps(results: Sequence[Result]) -> list[report.Figure]:
+    """Basis maps of the trained EM network over a validation photograph without any digit on it, and colour maps."""
+    network = next(result.network for result in results if result.name == OURS)
+    picture = photograph("chelsea.png")
+    learnt = charts.basis_maps(picture, attend.maps_of_network(network, picture))
+    simple = charts.basis_maps(picture, attend.maps_of_colours(picture))
+    about = f"A photograph from validation, K = {NUM_BASES}. "
+    return [
+        report.Figure(
+            learnt, f"{about}Features of the trained network, which has learnt to find digits. {_MAP_CAPTION}"
+        ),
+        report.Figure(
+            simple, f"{about}The same operator on plain colour and position, nothing trained. {_MAP_CAPTION}"
+        ),
+    ]
+
+
+def _settings(plan: Plan, seconds: float) -> str:
+    budget = plan.budget
+    return (
+        f"Seed {plan.seed}; {budget.train} training pictures, {budget.steps} steps of {budget.batch} each; "
+        f"the whole run took {seconds / 60:.1f} minutes."
+    )
+
+
+def _environment(plan: Plan, cost: dict[str, Cost]) -> str:
+    return (
+        f"ema_ops {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, all on the CPU."
+    )
+
+
+def plan_for(*, quick: bool, out: Path, seed: int, steps: int | None) -> Plan:
+    """The plan of the command line; `steps` overrides the number of training steps."""
+    plan = Plan(out=out, seed=seed, quick=quick)
+    if quick:
+        plan = replace(plan, budget=QUICK, repeats=5, bench=("--quick", "--seconds", "0.02", "--time-limit", "25"))
+    if steps is not None:
+        if steps < 1:
+            raise ValueError(f"steps is {steps}: expected at least 1")
+        budget = asdict(plan.budget) | {"steps": steps, "judgements": min(plan.budget.judgements, steps)}
+        plan = replace(plan, budget=Budget(**budget))
+    return plan
