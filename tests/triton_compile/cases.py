@@ -17,10 +17,12 @@ MAIN_SHAPES = [
     (512, 64, torch.bfloat16, "BHCN", 1),
 ]
 OTHER_SHAPES = [
-    (256, 64, torch.float16, "BHNC", 1),
-    (256, 64, torch.bfloat16, "BHCN", 1),
     (256, 64, torch.float32, "BHNC", 1),
     (512, 256, torch.bfloat16, "BHNC", 1),
+]
+FORWARD_SHAPES = [
+    (256, 64, torch.float16, "BHNC", 1),
+    (256, 64, torch.bfloat16, "BHCN", 1),
 ]
 # the settings of these are those of sm_86, and so is nearly all of their code
 LIKE_SM_86 = ("sm_89", "sm_120")
@@ -28,13 +30,14 @@ LIKE_SM_86 = ("sm_89", "sm_120")
 
 def all_cases() -> list[Case]:
     """Every binary that the calls below need, on every architecture, each once."""
-    found = {}
+    found: dict[Case, None] = {}
     for architecture in settings.SHARED_MEMORY:
-        shapes = MAIN_SHAPES if architecture in LIKE_SM_86 else MAIN_SHAPES + OTHER_SHAPES
-        for shape in shapes:
-            for call in calls(*shape):
-                found |= dict.fromkeys(record(architecture, call))
-        found |= dict.fromkeys(record(architecture, transposition))
+        wanted = [transposition, *(call for shape in MAIN_SHAPES for call in calls(*shape))]
+        if architecture not in LIKE_SM_86:
+            wanted += [call for shape in OTHER_SHAPES for call in calls(*shape)]
+            wanted += [calls(*shape)[0] for shape in FORWARD_SHAPES]
+        for call in wanted:
+            found |= dict.fromkeys(record(architecture, call))
     return list(found)
 
 

@@ -65,18 +65,18 @@ EXACT_BACKWARD = (Launch(32, 32), Launch(16, 32), Launch(16, 16))
 # by family, for 16-bit and for 32-bit features: a launch for K up to 64, 128 and 256
 KERNELS = {
     "e_step": {
-        "large": ((Launch(64, 64, 8, 3), Launch(128, 32, 8, 3), Launch(128, 32, 8, 3)), (Launch(64, 32),) * 3),
+        "large": ((Launch(64, 64, 8, 3), Launch(64, 32, 8, 3), Launch(64, 32, 8, 3)), (Launch(64, 32),) * 3),
         "small": ((Launch(64, 64, 8, 3), Launch(64, 32, 8, 3), Launch(64, 32, 8, 2)), (Launch(64, 32),) * 3),
         "amd": ((Launch(64, 64, 4), Launch(64, 32, 4), Launch(64, 32, 8)), (Launch(64, 32),) * 3),
     },
     "m_step": {
-        "large": ((Launch(64, 128, 8, 3), Launch(64, 128, 8, 3), Launch(64, 64, 8, 3)), (Launch(32, 32),) * 3),
-        "small": ((Launch(64, 128, 8, 3), Launch(64, 64, 8, 3), Launch(32, 64, 8, 3)), (Launch(32, 32),) * 3),
+        "large": ((Launch(64, 128, 4, 3), Launch(64, 128, 8, 3), Launch(64, 64, 8, 3)), (Launch(32, 32),) * 3),
+        "small": ((Launch(64, 128, 4, 3), Launch(64, 64, 8, 3), Launch(32, 64, 8, 3)), (Launch(32, 32),) * 3),
         "amd": ((Launch(64, 128, 4), Launch(64, 64, 4), Launch(32, 64)), (Launch(32, 32),) * 3),
     },
     "reconstruct": {
-        "large": ((Launch(64, 128),) * 3, (Launch(64, 32),) * 3),
-        "small": ((Launch(64, 128),) * 3, (Launch(64, 32),) * 3),
+        "large": ((Launch(64, 128, 4),) * 3, (Launch(64, 32),) * 3),
+        "small": ((Launch(64, 128, 4),) * 3, (Launch(64, 32),) * 3),
         "amd": ((Launch(64, 64, 4),) * 3, (Launch(64, 32),) * 3),
     },
     "e_step_backward": {
