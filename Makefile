@@ -1,6 +1,7 @@
 # make test    everything that runs without a GPU
 # make demo    the demo, about ten minutes on two cores; QUICK=1 for one minute
 # make check   style and types
+# make speed   timings of the torch backend on a quiet CPU
 # make compile the Triton kernels compiled for every architecture, spills and shared memory checked
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ TORCH ?= torch==2.13.0
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 
-.PHONY: test demo check compile clean
+.PHONY: test demo check compile speed clean
 
 $(INSTALLED): pyproject.toml setup.py Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +32,9 @@ check: $(INSTALLED)
 
 compile: $(INSTALLED)
 	$(RUN) -m pytest tests/triton_compile
+
+speed: $(INSTALLED)
+	$(RUN) -m pytest -s -m speed tests/test_speed.py
 
 clean:
 	rm -rf $(VENV) build dist runs *.egg-info
