@@ -74,14 +74,16 @@ def basis_maps(picture: Image.Image, maps: np.ndarray) -> bytes:
     order = np.argsort(-maps.mean(axis=(1, 2)), kind="stable")
     for panel, basis in zip(axes[1:], order, strict=False):
         panel.imshow(overlay(picture, maps[basis]))
-        panel.set_title(f"basis {basis}: {100 * maps[basis].mean():.1f} %", fontsize=9)
+        low, high = 100 * maps[basis].min(), 100 * maps[basis].max()
+        panel.set_title(f"basis {basis}: {low:.0f} to {high:.0f} %", fontsize=9)
     return _png(figure)
 
 
 def overlay(picture: Image.Image, attention: np.ndarray) -> np.ndarray:
-    """The grey, darkened picture with `attention` [H, W], scaled to its own maximum, in colour on it."""
+    """The grey, darkened picture with `attention` [H, W], stretched from its lowest to its highest value, on it."""
     grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32) / 255
-    strength = (attention / max(float(attention.max()), 1e-12))[..., None]
+    low, high = float(attention.min()), float(attention.max())
+    strength = ((attention - low) / max(high - low, 1e-6))[..., None]
     heat = matplotlib.colormaps["inferno"](strength[..., 0])[..., :3]
     return np.clip(0.45 * grey * (1 - strength) + (0.25 * grey + 0.75 * heat) * strength, 0, 1)
 

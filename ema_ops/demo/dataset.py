@@ -1,8 +1,8 @@
 """The demo's data: a small segmentation set in the folder layout of PASCAL VOC that needs context.
 
 Every picture is a crop of a photograph with handwritten digits on it: one red cue digit on the left, a few black or
-white digits on the right. The cue's value, 0, 1 or 2, is the class of all digits on the right, whatever their own value. So the
-class of a pixel on the right is decided at least `DISTANCE` pixels away.
+white digits on the right. The cue's value, 0, 1 or 2, is the class of all digits on the right, whatever their own
+value. So the class of a pixel on the right is decided at least `DISTANCE` pixels away.
 """
 
 from __future__ import annotations

@@ -116,8 +116,8 @@ def run_image(path: Path, out: Path, weights: Path | None) -> list[Path]:
 
 
 _MAP_CAPTION = (
-    "Responsibility of each basis at every position, brightest where it is highest, each map scaled to its own "
-    "maximum; the percentage is the basis's share of the whole picture. Largest share first."
+    "Responsibility of each basis at every position, each map stretched from its lowest to its highest value, which "
+    "stand above it. The basis with the largest share of the picture comes first."
 )
 
 
@@ -168,7 +168,7 @@ def _predictions(results: Sequence[Result], val_set: VOCSegmentation) -> report.
     return report.Figure(
         charts.predictions(results, val_set, indices),
         f"The first {len(indices)} validation pictures, not chosen. Red is the cue; green, yellow and blue are the "
-        "digits marked zero, one and two. Without context the network finds the digits but must guess their class.",
+        "digits marked zero, one and two. Without context a network can find the digits but must guess their class.",
     )
 
 
