@@ -170,7 +170,7 @@ def test_nothing_to_see_leaves_the_gradient_finite(dtype):
     for features, weight in ((torch.zeros_like(x), None), (x, torch.zeros(2, 34))):
         leaf, bases_leaf = features.clone().requires_grad_(), bases.clone().requires_grad_()
         y, last = ema_ops.em_attention(leaf, bases_leaf, weight=weight, backend="triton")
-        loss = (y.float().sum() + last.sum()) / 1024
+        loss = y.float().sum() + last.sum()
         for grad in torch.autograd.grad(loss, (leaf, bases_leaf)):
             assert grad.isfinite().all()
 

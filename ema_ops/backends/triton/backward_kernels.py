@@ -106,7 +106,7 @@ def e_step_backward(
         power = tl.load(powers + first_row + k, mask=k < K, other=0.0)[None, :]
         grad_z = w * (grad_z * power + tl.load(grad_mass + first_row + k, mask=k < K, other=0.0)[None, :])
         weighted = w * (responsibilities * power)
-    tl.store(z + rows, weighted.to(z.dtype.element_ty), mask=mask)
+    tl.store(z + rows, saturated(weighted, z), mask=mask)
     if value_rows is not None:
         grad_y = image_pointer(grad_y, image, heads, y_batch, y_head, Y_UNIT)
         for start in range(0, CV, BLOCK_C):
@@ -116,7 +116,7 @@ def e_step_backward(
             columns = load_rows(value_rows + first_row * CV, c, k, CV, K, BLOCK_C, BLOCK_K)
             grad_z = tl.dot(grads, columns, grad_z, input_precision=PRECISION)
     total = tl.sum(responsibilities * grad_z, 1)[:, None]
-    tl.store(grad_logits + rows, (responsibilities * (grad_z - total)).to(z.dtype.element_ty), mask=mask)
+    tl.store(grad_logits + rows, saturated(responsibilities * (grad_z - total), z), mask=mask)
 
 
 @kernel
@@ -178,7 +178,10 @@ def normalize_backward(
             only_mass_moves = (norm <= eps) & (amount > eps)
             tl.store(grad_mass + base, tl.where(only_mass_moves, -along * inverse_mass, 0.0))
     power = power_of_two(tl.max(tl.abs(grad), 0))
-    tl.store(sums_rows + base * C + c, (grad / power).to(sums_rows.dtype.element_ty), mask=c < C)
+    if sums_rows.dtype.element_ty == tl.float16:
+        # responsibilities times their power must still fit
+        power = tl.minimum(power, 16384.0)
+    tl.store(sums_rows + base * C + c, saturated(grad / power, sums_rows), mask=c < C)
     tl.store(powers + base, power)
 
 
@@ -227,7 +230,7 @@ def grad_features(
         total = tl.dot(lefts, rights, total, input_precision=PRECISION)
     y = image_pointer(y, image, heads, y_batch, y_head, Y_UNIT)
     offsets = tile_offsets(n, c, y_slow, y_fast, Y_UNIT, Y_CHANNELS_FIRST)
-    tl.store(y + offsets, total.to(y.dtype.element_ty), mask=tile_mask(n, c, N, C, BLOCK_C))
+    tl.store(y + offsets, saturated(total, y), mask=tile_mask(n, c, N, C, BLOCK_C))
 
 
 @triton.jit
@@ -239,6 +242,14 @@ def load_rows(rows, c, k, C: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexp
     else:
         tile = tl.load(rows + offsets, mask=(c < C)[:, None] & (k < K)[None, :], other=0.0)
     return tile
+
+
+@triton.jit
+def saturated(value, pointer):
+    """`value` in the dtype behind `pointer`; where all features are 0 the gradient is more than float16 holds."""
+    if pointer.dtype.element_ty == tl.float16:
+        value = tl.clamp(value, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
+    return value.to(pointer.dtype.element_ty)
 
 
 @triton.jit
