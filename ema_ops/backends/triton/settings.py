@@ -66,12 +66,12 @@ EXACT_BACKWARD = (Launch(32, 32), Launch(16, 32), Launch(16, 16))
 KERNELS = {
     "e_step": {
         "large": ((Launch(64, 64, 8, 3), Launch(64, 32, 8, 3), Launch(64, 32, 8, 3)), (Launch(64, 32),) * 3),
-        "small": ((Launch(64, 64, 8, 3), Launch(64, 32, 8, 3), Launch(64, 32, 8, 2)), (Launch(64, 32),) * 3),
+        "small": ((Launch(64, 32, 8, 3), Launch(64, 32, 8, 3), Launch(64, 32, 8, 2)), (Launch(64, 32),) * 3),
         "amd": ((Launch(64, 64, 4), Launch(64, 32, 4), Launch(64, 32, 8)), (Launch(64, 32),) * 3),
     },
     "m_step": {
         "large": ((Launch(64, 128, 4, 3), Launch(64, 128, 8, 3), Launch(64, 64, 8, 3)), (Launch(32, 32),) * 3),
-        "small": ((Launch(64, 128, 4, 3), Launch(64, 64, 8, 3), Launch(32, 64, 8, 3)), (Launch(32, 32),) * 3),
+        "small": ((Launch(64, 64, 4, 3), Launch(64, 64, 8, 3), Launch(32, 64, 8, 3)), (Launch(32, 32),) * 3),
         "amd": ((Launch(64, 128, 4), Launch(64, 64, 4), Launch(32, 64)), (Launch(32, 32),) * 3),
     },
     "reconstruct": {
