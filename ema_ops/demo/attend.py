@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..functional import em_attention, responsibilities
+from ..layers import EMAUnit
 from ..segmentation.data.pictures import open_picture
+from .dataset import CLASSES
 from .network import NUM_BASES, STRIDE, DemoNetwork
 
 LONGEST_SIDE = 512
@@ -34,17 +36,19 @@ def load_picture(path: str | Path) -> Image.Image:
     return picture.convert("RGB")
 
 
+@torch.no_grad()
 def maps_of_network(network: DemoNetwork, picture: Image.Image) -> np.ndarray:
-    """Responsibilities of the network's EM unit over `picture`, float32 [K, H, W] in 0 to 1 that sum to one over K."""
-    seen: list[Tensor] = []
-    hook = network.context.conv1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    """Responsibilities of the network's EM unit over `picture`, float32 [K, H, W] in 0 to 1 that sum to one over K.
+
+    They are those of the unit's last bases. Raises TypeError when the context layer is no `EMAUnit`.
+    """
+    unit = network.context
+    if not isinstance(unit, EMAUnit):
+        raise TypeError(f"context is {type(unit).__name__}: expected EMAUnit")
     network.eval()
-    try:
-        with torch.no_grad():
-            _, bases = network.context(network.features(_tensor(picture) - 0.5), return_bases=True)
-            return _maps(seen[0], bases.squeeze(1), network.context.attention.scale, picture)
-    finally:
-        hook.remove()
+    features = unit.conv1(network.features(_tensor(picture) - 0.5))
+    _, bases = unit.attention(features, return_bases=True)
+    return _maps(features, bases.squeeze(1), unit.attention.scale, picture)
 
 
 @torch.no_grad()
@@ -75,8 +79,6 @@ def load_network(path: Path) -> DemoNetwork:
 
     Raises ValueError when the file is no such network.
     """
-    from .dataset import CLASSES
-
     network = DemoNetwork("EM attention", len(CLASSES))
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

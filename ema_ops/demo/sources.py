@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def photograph(name: str) -> Image.Image:
 
     path = Path(skimage.__file__).parent / "data" / name
     if not path.is_file():
-        raise FileNotFoundError(f"photograph {path} is missing: expected it in scikit-image {skimage.__version__}")
+        raise FileNotFoundError(f"photograph {path} is missing: expected it in scikit-image {version('scikit-image')}")
     with Image.open(path) as picture:
         return picture.convert("RGB")
 

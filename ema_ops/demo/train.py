@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -101,7 +101,7 @@ def evaluate(network: DemoNetwork, val_set: VOCSegmentation) -> list[float]:
     return metric.compute().tolist()
 
 
-def _endless(train_set: VOCSegmentation, batch: int, seed: int):
+def _endless(train_set: VOCSegmentation, batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of shuffled data, round after round."""
     generator = torch.Generator().manual_seed(seed)
     while True:

@@ -29,7 +29,9 @@ def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     bench = ("--quick", "--sizes", "5x5", "9x9", "--mode", "forward", "--peers", "self-attention", "--seconds", "0.01")
     budget = Budget(train=8, val=4, steps=3, batch=2, judgements=2)
-    return out, run.run_demo(run.Plan(out=out, budget=budget, repeats=2, bench=bench, quick=True))
+    table, status = run.run_demo(run.Plan(out=out, budget=budget, repeats=2, bench=bench, quick=True))
+    assert status == 0
+    return out, table
 
 
 def test_table_has_every_network(demo):
