@@ -21,18 +21,18 @@ KIB = 1024
 )
 def test_splits_cover_every_tile_once(images, tiles, tile_bytes, slot_bytes, multiprocessors):
     splits = split_tiles(images, tiles, tile_bytes, slot_bytes, multiprocessors)
-    assert splits.count >= 1
-    assert (splits.count - 1) * splits.tiles < tiles <= splits.count * splits.tiles
+    assert splits.number >= 1
+    assert (splits.number - 1) * splits.tiles < tiles <= splits.number * splits.tiles
 
 
 def test_splits_weigh_the_bytes_of_their_slots():
     """C = 512, K = 64 in bf16 on 132 multiprocessors: 132 images are not split, one is, but not 132 ways."""
     tile, slot = 32 * 512 * 2, 64 * 512 * 4
-    assert split_tiles(132, 133, tile, slot, 132).count == 1
-    one_image = split_tiles(1, 133, tile, slot, 132).count
+    assert split_tiles(132, 133, tile, slot, 132).number == 1
+    one_image = split_tiles(1, 133, tile, slot, 132).number
     assert 16 <= one_image < 100
-    assert split_tiles(1, 133, tile, 16 * slot, 132).count < one_image
-    assert split_tiles(16, 133, tile, slot, 132).count == 8
+    assert split_tiles(1, 133, tile, 16 * slot, 132).number < one_image
+    assert split_tiles(16, 133, tile, slot, 132).number == 8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -26,7 +26,7 @@ def em_forward(problem: Problem, x: Tensor, bases: Tensor, weight: Tensor | None
     z = empty_responsibilities(problem)
     for t in range(problem.num_iters):
         is_last = t + 1 == problem.num_iters
-        partials = iterate(problem, features, path[t], weight, None, z, is_last)
+        partials = iterate(problem, features, path[t], weight, None, z if is_last else None)
         partials.normalize(problem, last if is_last else path[t + 1], mass[t], length[t])
     return reconstruct(problem, x, z, last), last, path, mass, length
 
@@ -38,9 +38,8 @@ def em_step(
     sizes = (problem.batch, problem.heads, problem.channels, problem.num_bases)
     sums = torch.empty(sizes, dtype=torch.float32, device=problem.device)
     mass = torch.empty(*sizes[:2], sizes[3], dtype=torch.float32, device=problem.device)
-    z = None if settings.fused_step(problem) else empty_responsibilities(problem)
-    bias = dense_bias(logit_bias)
-    iterate(problem, Features.of(problem, x), dense_matrices(bases), weight, bias, z, False).add(sums, mass)
+    features, bias = Features.of(problem, x), dense_bias(logit_bias)
+    iterate(problem, features, dense_matrices(bases), weight, bias).add(sums, mass)
     return sums, mass
 
 
@@ -114,26 +113,26 @@ def iterate(
     bases: Tensor,
     weight: Tensor | None,
     logit_bias: Tensor | None,
-    z: Tensor | None,
-    last: bool,
+    z: Tensor | None = None,
 ) -> Partials:
     """The partial sums of one iteration from `bases`, by the fused kernel where it fits.
 
-    `z` [B * H, N, K] gets the responsibilities if this is the `last` iteration; the pair of kernels also works in it.
+    `z` [B * H, N, K], if given, gets the responsibilities.
     """
     launch = settings.fused_step(problem)
     if launch is None:
+        z = empty_responsibilities(problem) if z is None else z
         e_step(problem, features, bases, logit_bias, z)
         return m_step(problem, features, z, weight)
     splits = split_positions(problem, features, launch)
     partials = Partials.empty(problem, splits)
-    kernels.fused_step[(images(problem) * splits.count,)](
+    kernels.fused_step[(images(problem) * splits.number,)](
         *features.arguments,
         bases,
         *bases.stride()[:2],
         *weight_arguments(weight),
         logit_bias,
-        z if last else None,
+        z,
         partials.sums,
         partials.masses,
         problem.heads,
@@ -164,7 +163,7 @@ def m_step(problem: Problem, features: Features, z: Tensor, weight: Tensor | Non
     launch = settings.launch_of("m_step", problem)
     splits = split_positions(problem, features, launch)
     partials = Partials.empty(problem, splits, features.channels)
-    kernels.m_step[(images(problem) * splits.count * ceil_div(features.channels, launch.channels),)](
+    kernels.m_step[(images(problem) * splits.number * ceil_div(features.channels, launch.channels),)](
         *features.arguments,
         *weight_arguments(weight),
         z,

@@ -67,9 +67,9 @@ def layout_of(tensor: Tensor) -> Layout:
 
 
 class Splits(NamedTuple):
-    """Every image's tiles in `count` splits of `tiles` tiles each, the last one maybe shorter."""
+    """Every image's tiles in `number` splits of `tiles` tiles each, the last one maybe shorter."""
 
-    count: int
+    number: int
     tiles: int
 
 

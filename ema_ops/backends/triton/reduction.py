@@ -74,10 +74,10 @@ class Partials:
     @classmethod
     def empty(cls, problem: Problem, splits: Splits, channels: int | None = None) -> Partials:
         """Uninitialised slots for features of `channels` channels (those of x, if not said)."""
-        sizes = (problem.batch * problem.heads, splits.count, problem.num_bases)
-        options = {"dtype": torch.float32, "device": problem.device}
+        sizes = (problem.batch * problem.heads, splits.number, problem.num_bases)
         channels = problem.channels if channels is None else channels
-        return cls(torch.empty(*sizes, channels, **options), torch.empty(sizes, **options))
+        sums = torch.empty(*sizes, channels, dtype=torch.float32, device=problem.device)
+        return cls(sums, torch.empty(sizes, dtype=torch.float32, device=problem.device))
 
     def add(self, result: Tensor, mass: Tensor, factor: float = 1.0) -> None:
         """Write factor * sums to `result` [B, H, C, K] and the mass to `mass` [B, H, K], both dense float32."""

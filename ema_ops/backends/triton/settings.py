@@ -107,7 +107,8 @@ def fused_step(problem: Problem) -> Launch | None:
     """The launch of the fused kernel, or None where it cannot hold the sums: then `e_step` and `m_step`."""
     limits = FUSED[FAMILIES[architecture(problem.device)]]
     channels, num_bases = block(problem.channels), block(problem.num_bases)
-    positions = min(64, limits.tile // channels)
+    # more positions of more channels spill: the logits of a tile are in registers too
+    positions = min(64 if channels <= 128 else 32, limits.tile // channels)
     fits = positions >= 16 and num_bases <= limits.bases and channels * num_bases <= limits.sums
     if problem.dtype.itemsize > 2 or not fits:
         return None
