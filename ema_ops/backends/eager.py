@@ -6,6 +6,8 @@ computed in float32.
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -109,8 +111,12 @@ def as_images(problem: Problem, x: Tensor) -> Tensor:
     return x.to(problem.accumulate_dtype).flatten(0, 1)
 
 
-def flat(tensor: Tensor | None) -> Tensor | None:
-    """[B, H, ..] as [G, ..]."""
+@overload
+def flat(tensor: Tensor) -> Tensor: ...
+@overload
+def flat(tensor: None) -> None: ...
+def flat(tensor):
+    """[B, H, ..] as [G, ..]; None stays None."""
     return None if tensor is None else tensor.flatten(0, 1)
 
 

@@ -17,8 +17,11 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 from mends import mend_bf16, mend_repeated_patching
 
+from ema_ops.backends.triton import backend
+
 mend_bf16()
 mend_repeated_patching()
+backend.INTERPRETED_DTYPES.append(torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,13 @@ def test_refusals_name_the_value_and_the_limit(problem, change, reason):
     assert reason in BACKEND.refuses(replace(problem, **change))
 
 
+def test_bfloat16_is_refused_where_the_interpreter_gets_it_wrong(problem, monkeypatch):
+    monkeypatch.setattr(backend, "INTERPRETED_DTYPES", [torch.float32, torch.float16])
+    assert "interpreter gets wrong" in BACKEND.refuses(replace(problem, dtype=torch.bfloat16))
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert BACKEND.refuses(replace(problem, dtype=torch.bfloat16)) == "device is cpu: expected a CUDA or ROCm device"
+
+
 def test_a_refusal_reaches_the_caller():
     with pytest.raises(ValueError, match=r"'triton' cannot serve this call: dtype is torch\.float64"):
         ema_ops.em_attention(torch.zeros(1, 4, 8).double(), torch.zeros(8, 3).double(), backend="triton")

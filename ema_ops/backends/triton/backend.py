@@ -15,6 +15,8 @@ from ..base import Backend
 MAX_CHANNELS = 1024
 MAX_BASES = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Triton's interpreter multiplies the raw bits of bfloat16
+INTERPRETED_DTYPES = [torch.float32, torch.float16]
 
 
 class TritonBackend(Backend):
@@ -32,6 +34,8 @@ class TritonBackend(Backend):
     def refuses(self, problem):
         if problem.dtype not in DTYPES:
             return f"dtype is {problem.dtype}: expected float32, bfloat16 or float16"
+        if interpreted() and problem.dtype not in INTERPRETED_DTYPES:
+            return f"dtype is {problem.dtype}, which Triton's interpreter gets wrong: expected float32 or float16"
         for name, value, limit in (
             ("C", problem.channels, MAX_CHANNELS),
             ("Cv", problem.value_channels, MAX_CHANNELS),

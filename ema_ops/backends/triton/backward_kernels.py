@@ -178,10 +178,7 @@ def normalize_backward(
             only_mass_moves = (norm <= eps) & (amount > eps)
             tl.store(grad_mass + base, tl.where(only_mass_moves, -along * inverse_mass, 0.0))
     power = power_of_two(tl.max(tl.abs(grad), 0))
-    if sums_rows.dtype.element_ty == tl.float16:
-        # responsibilities times their power must still fit
-        power = tl.minimum(power, 16384.0)
-    tl.store(sums_rows + base * C + c, saturated(grad / power, sums_rows), mask=c < C)
+    tl.store(sums_rows + base * C + c, (grad / power).to(sums_rows.dtype.element_ty), mask=c < C)
     tl.store(powers + base, power)
 
 
