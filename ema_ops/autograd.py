@@ -132,5 +132,5 @@ for _name, _function in {
     "em_step": EMStepFunction,
     "em_reconstruct": EMReconstructFunction,
 }.items():
-    _function.forward.__signature__ = inspect.signature(_function.forward)
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
     torch.library.register_autograd(f"ema_ops::{_name}", _function.backward, setup_context=_function.setup_context)

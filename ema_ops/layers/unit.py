@@ -46,7 +46,7 @@ class EMAUnit(nn.Module):
         self.norm = norm_layer(channels)
         for convolution in (self.conv1, self.conv2):
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
-        nn.init.zeros_(self.conv1.bias)
+        nn.init.zeros_(self.conv1.get_parameter("bias"))
         if self.attention.grad_iters == 0:
             self.conv1.requires_grad_(False)
 
