@@ -1,7 +1,7 @@
 """The demo's data: a small segmentation set in the folder layout of PASCAL VOC that needs context.
 
-Every picture is a crop of a photograph with handwritten digits on it: one red cue digit on the left, a few black or
-white digits on the right. The cue's value, 0, 1 or 2, is the class of all digits on the right, whatever their own
+Every picture is a crop of a photograph with handwritten digits on it: a large cue digit on the left, a few small
+digits on the right. The cue's value, 0, 1 or 2, is the class of all digits on the right, whatever their own
 value. So the class of a pixel on the right is decided at least `DISTANCE` pixels away.
 """
 
@@ -23,14 +23,14 @@ CLASSES = ("background", "cue", "marked zero", "marked one", "marked two")
 CUE_VALUES = (0, 1, 2)
 FIRST_MARKED = 2
 HEIGHT, WIDTH = 96, 128
-CUE_END, MARKED_START = 28, 72
+CUE_END, MARKED_START = 36, 80
 DISTANCE = MARKED_START - CUE_END
 """Columns between the last one a cue may touch and the first one a marked digit may touch, plus one."""
 
-_DIGIT_SIZES = (20, 24)
+_CUE_SIZES, _MARKED_SIZES = (30, 36), (18, 22)
 _BOLDNESS = 1.8
-_CUE_INK = (220.0, 20.0, 40.0)
-_CELLS = [(top, left) for top in range(0, HEIGHT, 24) for left in range(MARKED_START, WIDTH, 28)]
+_CELL = 24
+_CELLS = [(top, left) for top in range(0, HEIGHT, _CELL) for left in range(MARKED_START, WIDTH, _CELL)]
 
 
 @dataclass(frozen=True)
@@ -68,35 +68,33 @@ def draw(
     """One random picture, uint8 [96, 128, 3], and its labels, uint8 [96, 128]."""
     photo = _crop(rng, photographs[rng.integers(len(photographs))])
     cue_value = int(rng.choice(CUE_VALUES))
-    cue = _stroke(rng, ink[rng.choice(np.flatnonzero(values == cue_value))], 0, HEIGHT, 0, CUE_END)
+    cue = _stroke(rng, ink[rng.choice(np.flatnonzero(values == cue_value))], _CUE_SIZES, (0, 0, HEIGHT, CUE_END))
     marked = [
-        _stroke(rng, ink[rng.integers(len(ink))], top, top + 24, left, left + 28)
+        _stroke(rng, ink[rng.integers(len(ink))], _MARKED_SIZES, (top, left, top + _CELL, left + _CELL))
         for top, left in (_CELLS[cell] for cell in rng.permutation(len(_CELLS))[: rng.integers(3, 7)])
     ]
     return compose(photo, cue, cue_value, marked)
 
 
 def compose(photo: np.ndarray, cue: Stroke, cue_value: int, marked: list[Stroke]) -> tuple[np.ndarray, np.ndarray]:
-    """Digits on `photo`, uint8 [H, W, 3], and the labels, uint8 [H, W].
-
-    The cue is red; the others are white on a dark photograph and black on a light one.
-    """
-    plain = (255.0,) * 3 if photo.mean() < 128 else (0.0,) * 3
+    """Digits on `photo`, uint8 [H, W, 3], white on a dark one and black on a light one, and their labels [H, W]."""
+    tone = 255.0 if photo.mean() < 128 else 0.0
     image, label = photo.astype(np.float32), np.zeros(photo.shape[:2], dtype=np.uint8)
-    paper = image.copy()
-    strokes = [(cue, _CUE_INK, 1), *((stroke, plain, FIRST_MARKED + cue_value) for stroke in marked)]
-    for stroke, colour, value in strokes:
+    for stroke, value in [(cue, 1), *((stroke, FIRST_MARKED + cue_value) for stroke in marked)]:
         window = np.s_[stroke.top : stroke.top + stroke.size, stroke.left : stroke.left + stroke.size]
         cover = _enlarge(stroke.ink, stroke.size)
-        image[window] += cover[..., None] * (np.asarray(colour) - paper[window])
+        image[window] += cover[..., None] * (tone - image[window])
         label[window][cover > 0.5] = value
     return image.round().clip(0, 255).astype(np.uint8), label
 
 
-def _stroke(rng: np.random.Generator, ink: np.ndarray, top: int, bottom: int, left: int, right: int) -> Stroke:
-    """`ink` at a random size and place inside a rectangle."""
-    size = int(rng.integers(_DIGIT_SIZES[0], _DIGIT_SIZES[1] + 1))
-    return Stroke(ink, size, int(rng.integers(top, bottom - size + 1)), int(rng.integers(left, right - size + 1)))
+def _stroke(
+    rng: np.random.Generator, ink: np.ndarray, sizes: tuple[int, int], box: tuple[int, int, int, int]
+) -> Stroke:
+    """`ink` at a random size, and at a random place inside `box`: top, left, bottom, right."""
+    size = int(rng.integers(sizes[0], sizes[1] + 1))
+    top, left = (int(rng.integers(box[side], box[side + 2] - size + 1)) for side in (0, 1))
+    return Stroke(ink, size, top, left)
 
 
 def _enlarge(ink: np.ndarray, size: int) -> np.ndarray:
