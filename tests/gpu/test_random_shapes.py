@@ -44,5 +44,9 @@ def test_random_calls(backend):
             )  # fmt: skip
             results.append((y, last, torch.autograd.grad(y.float().square().sum(), leaf)[0]))
         for got, want, plain, factor, name in zip(*results, (2, 2, 3), ("y", "bases", "grad_x"), strict=True):
+            if dtype == torch.float16 and not plain.isfinite().all():
+                # a base of little mass: automatic differentiation overflows where ours must not
+                assert got.isfinite().all(), case
+                continue
             assert_close_to_reference(got, want, plain, factor=factor, name=f"{name} of {case}")
     assert seed > 0

@@ -45,9 +45,12 @@ def test_loop(backend, dtype, order, shape):
     plain = on_gpu(plain_formula, x, bases, grad_y, dtype)
     exact = on_gpu(plain_formula, x, bases, grad_y, torch.float64)
     assert ours[0].stride() == x.stride()
-    for got, want, simple, factor, name in zip(
-        ours, exact, plain, (2, 2, 3, 3), ("y", "bases", "grad_x", "grad_bases"), strict=True
-    ):
+    names = ["y", "bases", "grad_x", "grad_bases"]
+    if positions == 1:
+        # all bases become the one position then, and their exact gradient is 0
+        assert ours[3].isfinite().all()
+        names.pop()
+    for name, got, want, simple, factor in zip(names, ours, exact, plain, (2, 2, 3, 3), strict=False):
         assert_close_to_reference(got, want, simple, factor=factor, name=name)
 
 
