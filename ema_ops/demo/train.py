@@ -23,9 +23,9 @@ WEIGHT_DECAY = 1e-4
 class Budget:
     """What every network gets: pictures in the set, steps, batch size, and how often it is judged on the way."""
 
-    train: int = 2400
-    val: int = 240
-    steps: int = 1200
+    train: int = 2000
+    val: int = 200
+    steps: int = 1000
     batch: int = 8
     judgements: int = 8
 
