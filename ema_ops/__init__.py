@@ -1,6 +1,6 @@
 """Expectation-Maximization Attention (EMANet, ICCV 2019) as one fused operator."""
 
-from . import interop
+from . import interop, reference
 from .backends import BackendStatus, available_backends
 from .functional import em_attention, em_reconstruct, em_step, responsibilities
 from .layers import PRESETS, EMAttention, EMAUnit
@@ -17,5 +17,6 @@ __all__ = [
     "em_reconstruct",
     "em_step",
     "interop",
+    "reference",
     "responsibilities",
 ]

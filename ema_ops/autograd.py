@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from . import ops  # noqa: F401  defines torch.ops.ema_ops
 
@@ -20,14 +19,14 @@ class EMAttentionFunction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, bases, weight, layout, num_iters, grad_iters, scale, eps, eps_mode, backend):
+    def forward(x, bases, weight, moves_bases, layout, num_iters, grad_iters, scale, eps, eps_mode, backend):
         return torch.ops.ema_ops.em_forward(
-            x, bases, weight, layout, num_iters, grad_iters, scale, eps, eps_mode, backend
+            x, bases, weight, moves_bases, layout, num_iters, grad_iters, scale, eps, eps_mode, backend
         )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, bases, weight, *ctx.options = inputs
+        x, bases, weight, _, *ctx.options = inputs
         _, last_bases, path, masses, lengths = output
         ctx.mark_non_differentiable(path, masses, lengths)
         ctx.set_materialize_grads(False)
@@ -35,21 +34,30 @@ class EMAttentionFunction(torch.autograd.Function):
         ctx.save_for_backward(x, weight, last_bases, path, masses, lengths)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y, grad_bases, *_):
         x, weight, last_bases, path, masses, lengths = ctx.saved_tensors
         _, num_iters, grad_iters = ctx.options[:3]
         if grad_iters == 0 or (grad_y is None and grad_bases is None):
-            return (None,) * 10
+            return (None,) * 11
         if grad_y is None:
             grad_y = x.new_zeros(()).expand(x.shape)
         need_bases = ctx.needs_input_grad[1] and grad_iters == num_iters
-        grad_x, grad_initial = torch.ops.ema_ops.em_backward(
-            grad_y, grad_bases, x, weight, last_bases, path, masses, lengths, need_bases, *ctx.options
+        grad_x, grad_initial = _once(
+            torch.ops.ema_ops.em_backward,
+            grad_y,
+            grad_bases,
+            x,
+            weight,
+            last_bases,
+            path,
+            masses,
+            lengths,
+            need_bases,
+            *ctx.options,
         )
         if not need_bases:
-            return grad_x, *(None,) * 9
-        return grad_x, _for_input(grad_initial, ctx.bases_rank, ctx.bases_dtype), *(None,) * 8
+            return grad_x, *(None,) * 10
+        return grad_x, _for_input(grad_initial, ctx.bases_rank, ctx.bases_dtype), *(None,) * 9
 
 
 class EMStepFunction(torch.autograd.Function):
@@ -67,11 +75,17 @@ class EMStepFunction(torch.autograd.Function):
         ctx.save_for_backward(x, bases, weight, logit_bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_sums, grad_mass):
         x, bases, weight, logit_bias = ctx.saved_tensors
-        grad_x, grad_bases, grad_bias = torch.ops.ema_ops.em_step_backward(
-            grad_sums.contiguous(), grad_mass.contiguous(), x, bases, weight, logit_bias, *ctx.options
+        grad_x, grad_bases, grad_bias = _once(
+            torch.ops.ema_ops.em_step_backward,
+            grad_sums.contiguous(),
+            grad_mass.contiguous(),
+            x,
+            bases,
+            weight,
+            logit_bias,
+            *ctx.options,
         )
         return (
             grad_x,
@@ -97,11 +111,10 @@ class EMReconstructFunction(torch.autograd.Function):
         ctx.save_for_backward(x, logit_bases, value_bases, logit_bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y):
         x, logit_bases, value_bases, logit_bias = ctx.saved_tensors
-        grad_x, grad_logit_bases, grad_value_bases, grad_bias = torch.ops.ema_ops.em_reconstruct_backward(
-            grad_y, x, logit_bases, value_bases, logit_bias, *ctx.options
+        grad_x, grad_logit_bases, grad_value_bases, grad_bias = _once(
+            torch.ops.ema_ops.em_reconstruct_backward, grad_y, x, logit_bases, value_bases, logit_bias, *ctx.options
         )
         return (
             grad_x,
@@ -110,6 +123,33 @@ class EMReconstructFunction(torch.autograd.Function):
             _for_bias(grad_bias, logit_bias),
             *(None,) * 3,
         )
+
+
+class _OnceFunction(torch.autograd.Function):
+    """A backward operator: differentiating its results raises, where a constant would be silently wrong."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(operator, *arguments):
+        return operator(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise NotImplementedError(
+            "the operators of ema_ops have no second derivative: differentiate ema_ops.reference instead"
+        )
+
+
+def _once(operator, *arguments):
+    # compiled graphs know that a backward operator has no formula of its own
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return operator(*arguments)
+    return _OnceFunction.apply(operator, *arguments)
 
 
 def _for_input(grad, rank, dtype):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .autograd import EMAttentionFunction, EMReconstructFunction, EMStepFunction
 from .backends import check_backend
+from .ops import autocast_enabled
 from .problem import (
     check_bases,
     check_count,
@@ -43,8 +44,9 @@ def em_attention(
             dtype of x; used as they are, so normalise them over C first if you want the paper's start.
         num_iters: number of iterations T, at least 1.
         scale: temperature; logits are scale * x bases.
-        weight: non-negative weight of every position, broadcastable to [B, N] (with heads [B, H, N]). A bool
-            mask counts as 0 and 1. A position of weight 0 adds nothing to the bases; its own output is defined.
+        weight: finite, non-negative weight of every position, broadcastable to [B, N] (with heads [N] or, with three
+            dimensions, to [B, H, N]). A bool mask counts as 0 and 1. A position of weight 0 adds nothing to the bases;
+            its own output is defined. Its features must be finite all the same: 0 times NaN is NaN.
         grad_iters: number of last iterations that carry the gradient: None for all (exact), 1 for one-step, 0 for
             none (results are constants, as in the official code).
         eps: keeps divisions by mass and by length finite.
@@ -52,11 +54,13 @@ def em_attention(
         backend: "triton", "torch" or None to choose. A named backend never falls back: it raises.
 
     Returns:
-        y in the shape, dtype and memory order of x, and the last bases [B, C, K] (with heads [B, H, C, K]) in
-        float32 (float64 for float64). Under autocast x is cast like the operand of a matrix product.
+        y in the shape and dtype of x, dense, with channels, positions or heads fastest in memory as in x; and the last
+        bases [B, C, K] (with heads [B, H, C, K]) in float32 (float64 for float64). Under autocast x is cast like the
+        operand of a matrix product.
 
     Raises:
         ValueError, TypeError: an argument does not fit, or the backend cannot serve the call.
+        NotImplementedError, RuntimeError: a second or a forward-mode derivative is taken.
     """
     check_features(x)
     check_bases("bases", bases, x, channels=x.shape[-1])
@@ -88,21 +92,25 @@ def apply_em_attention(
     eps: float,
     eps_mode: str,
     backend: str | None,
+    moves_bases: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`em_attention` of `x` in any layout of `layout.py`, beside bases [(B,) H, C, K] and a weight of full rank.
 
     The caller has checked x against the bases and the weight's rank. Returns y in the shape of x and the last bases
-    [B, H, C, K].
+    [B, H, C, K]. `moves_bases` says that the caller will move `bases` afterwards: a recomputation of such a call
+    inside backward would start from other bases, and raises RuntimeError.
     """
-    check_count("num_iters", num_iters)
+    num_iters = check_count("num_iters", num_iters)
     grad_iters = check_grad_iters(grad_iters, num_iters)
     scale, eps = check_scale(scale), check_eps(eps, eps_mode)
     check_backend(backend)
     x = _autocast(x)
+    if grad_iters < num_iters:
+        bases = bases.detach()
     if grad_iters == 0:
-        x, bases = x.detach(), bases.detach()
+        x = x.detach()
     y, last_bases, *_ = EMAttentionFunction.apply(
-        x, bases, weight, layout, num_iters, grad_iters, scale, eps, eps_mode, backend
+        x, bases, weight, moves_bases, layout, num_iters, grad_iters, scale, eps, eps_mode, backend
     )
     return y, last_bases
 
@@ -126,7 +134,7 @@ def em_step(
         x: features [B, N, C] or [B, H, N, C].
         bases: [C, K] or [B, C, K] (with heads [H, C, K] or [B, H, C, K]).
         logit_bias: added to the logits after `scale`, [K] or [B, K] (with heads also [B, H, K]).
-        weight: non-negative constant, broadcastable to [B, N] (with heads [B, H, N]).
+        weight: as in `em_attention`.
         scale: temperature.
         backend: as in `em_attention`.
 
@@ -218,12 +226,16 @@ def responsibilities(
 def _autocast(x: Tensor) -> Tensor:
     """`x` as autocast would hand it to a matrix product."""
     device_type = x.device.type
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(device_type):
+    if x.dtype != torch.float64 and autocast_enabled(device_type):
         return x.to(torch.get_autocast_dtype(device_type))
     return x
 
 
 def _full_rank(weight: Tensor | None, x: Tensor) -> Tensor | None:
     """`weight`, checked, with a leading dimension of size 1 for every one that it lacks."""
-    check_weight(weight, x, "[B, N]" if x.dim() == 3 else "[B, H, N]")
+    if x.dim() == 3:
+        check_weight(weight, x, (0, 1, 2), "to broadcast to [B, N]")
+    else:
+        # two dimensions could be images or heads
+        check_weight(weight, x, (0, 1, 3), "to be [N] or to broadcast, with three dimensions, to [B, H, N]")
     return None if weight is None else weight[(None,) * (x.dim() - 1 - weight.dim())]

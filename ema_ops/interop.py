@@ -9,6 +9,7 @@ from torch import Tensor
 
 IMPLEMENTATIONS = ("official", "mmsegmentation")
 SCOPES = ("unit", "network")
+_BASES = ("mu", "ema_module.bases", "attention.bases")
 # where a whole checkpoint file keeps the weights
 _WRAPPERS = {"official": "net", "mmsegmentation": "state_dict"}
 
@@ -85,8 +86,8 @@ def convert_state_dict(
         if new_key is None:
             unplaced.append(key)
             continue
-        if key.endswith("attention.bases") and target is not None and value.shape[0] != 1:
-            raise ValueError(f"{key} has shape {list(value.shape)}: {target} knows one head, expected [1, C, K]")
+        if new_key.endswith(_BASES) and (value.dim() != 3 or value.shape[0] != 1):
+            raise ValueError(f"{key} has shape {list(value.shape)}: {other} knows one head, expected [1, C, K]")
         converted[new_key] = value
     if unplaced:
         raise ValueError(

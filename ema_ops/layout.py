@@ -66,6 +66,14 @@ def dense_strides(x: Tensor, layout: str, channels: int) -> tuple[list[int], lis
     return sizes, strides
 
 
+def as_own_tensor(tensor: Tensor) -> Tensor:
+    """The same memory as a tensor that is nobody's view, so that the caller may change it in place."""
+    if not tensor._is_view():
+        return tensor
+    own = tensor.new_empty(0)
+    return own.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
 def memory_order(rows: Tensor) -> str:
     """The dimensions of `rows` [B, H, N, C] from slowest to fastest in memory.
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from .backends import choose, load
 from .backends.base import Backend
-from .layout import as_rows, empty_like, from_rows
+from .layout import as_own_tensor, as_rows, empty_like, from_rows
 from .problem import Problem
 from .vmap import fold_into_batch
 
 _LOOP = "str layout, int num_iters, int grad_iters, float scale, float eps, str eps_mode"
 SCHEMAS = {
-    "em_forward": f"(Tensor x, Tensor bases, Tensor? weight, {_LOOP}, str? backend)"
+    "em_forward": f"(Tensor x, Tensor bases, Tensor? weight, bool moves_bases, {_LOOP}, str? backend)"
     " -> (Tensor y, Tensor bases, Tensor path, Tensor masses, Tensor lengths)",
     "em_backward": "(Tensor grad_y, Tensor? grad_bases, Tensor x, Tensor? weight, Tensor bases, Tensor path, "
     f"Tensor masses, Tensor lengths, bool need_bases, {_LOOP}, str? backend) -> (Tensor grad_x, Tensor grad_bases)",
@@ -45,19 +45,26 @@ for _name, _schema in SCHEMAS.items():
 def _implement(body: Callable) -> Callable:
     """Register `body` as the operator of its name, and the rule that folds a vmapped dimension into B."""
 
-    def without_autocast(*args: Any) -> Any:
+    def run(*args: Any) -> Any:
         device_type = args[0].device.type
-        if not torch.is_autocast_enabled(device_type):
-            return body(*args)
-        with torch.autocast(device_type, enabled=False):
-            return body(*args)
+        if autocast_enabled(device_type):
+            with torch.autocast(device_type, enabled=False):
+                outputs = body(*args)
+        else:
+            outputs = body(*args)
+        return as_own_tensor(outputs) if isinstance(outputs, Tensor) else tuple(map(as_own_tensor, outputs))
 
     name = body.__name__
-    _library.impl(name, without_autocast, "CompositeExplicitAutograd")
+    _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_vmap(
         f"ema_ops::{name}", fold_into_batch(getattr(torch.ops.ema_ops, name).default), lib=_library
     )
     return body
+
+
+def autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is on; some devices (meta) know no autocast."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _fake(body: Callable) -> Callable:
@@ -104,7 +111,9 @@ class _Call:
 
 
 @_implement
-def em_forward(x, bases, weight, layout, num_iters, grad_iters, scale, eps, eps_mode, backend):
+def em_forward(x, bases, weight, moves_bases, layout, num_iters, grad_iters, scale, eps, eps_mode, backend):
+    if moves_bases:
+        _refuse_recomputation()
     options = {"num_iters": num_iters, "grad_iters": grad_iters, "scale": scale, "eps": eps, "eps_mode": eps_mode}
     call = _Call(layout, backend, x, bases, weight, **options)
     y, *saved = call.kernels.em_forward(call.problem, call.rows, call.expand_bases(bases), call.expand_weight(weight))
@@ -112,7 +121,7 @@ def em_forward(x, bases, weight, layout, num_iters, grad_iters, scale, eps, eps_
 
 
 @_fake
-def em_forward_fake(x, bases, weight, layout, num_iters, grad_iters, scale, eps, eps_mode, backend):
+def em_forward_fake(x, bases, weight, moves_bases, layout, num_iters, grad_iters, scale, eps, eps_mode, backend):
     sizes, dtype = (x.shape[0], *bases.shape[-3:]), _accumulate_dtype(x)
     per_base = (num_iters, x.shape[0], bases.shape[-3], bases.shape[-1])
     return (
@@ -211,6 +220,19 @@ def em_reconstruct_backward_fake(grad_y, x, logit_bases, value_bases, logit_bias
         x.new_empty(batch, *value_bases.shape[-3:], dtype=dtype),
         x.new_empty(batch, logit_bases.shape[-3], logit_bases.shape[-1], dtype=dtype),
     )
+
+
+def _refuse_recomputation() -> None:
+    """Raise RuntimeError inside backward, where a forward can only be the recomputation of an earlier one.
+
+    It stands in the operator's body, which compiled graphs run too.
+    """
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "EMAttention is recomputed inside backward (activation checkpointing), but its running bases have moved "
+            "since: the gradient would be wrong and they would move twice. Pass update_bases=False to the layer inside "
+            "the checkpoint and call update_running_bases(bases) after backward."
+        )
 
 
 def _empty_like(x: Tensor, layout: str) -> Tensor:

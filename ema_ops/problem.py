@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from .layout import memory_order
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 EPS_MODES = ("add", "max")
+MAX_COUNT = 2**31 - 1
 
 
 def check_floating(name: str, value: Any) -> None:
@@ -27,6 +30,9 @@ def check_floating(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {type(value).__name__}: expected a tensor")
     if value.dtype not in DTYPES:
         raise TypeError(f"{name} has dtype {value.dtype}: expected one of {_names(DTYPES)}")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else str(value.layout)
+        raise TypeError(f"{name} is a {kind} tensor: expected a dense (strided) one")
 
 
 def check_features(x: Any) -> None:
@@ -57,16 +63,16 @@ def check_bases(name: str, bases: Any, x: Tensor, *, channels: int | None) -> No
     _check_device(name, bases, x)
 
 
-def check_weight(weight: Any, x: Tensor, expected: str) -> None:
-    """`weight` must be a constant that broadcasts to `expected`, such as "[B, N]"; bool masks count as 0 and 1."""
+def check_weight(weight: Any, x: Tensor, ranks: tuple[int, ...], expected: str) -> None:
+    """`weight` must be a bool or floating constant of one of `ranks` dimensions; `expected` says which in words."""
     if weight is None:
         return
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight is {type(weight).__name__}: expected a tensor or None")
     if weight.dtype != torch.bool and weight.dtype not in DTYPES:
         raise TypeError(f"weight has dtype {weight.dtype}: expected bool or one of {_names(DTYPES)}")
-    if weight.dim() > expected.count(",") + 1:
-        raise ValueError(f"weight has shape {_shape(weight)}: expected it to broadcast to {expected}")
+    if weight.dim() not in ranks:
+        raise ValueError(f"weight has shape {_shape(weight)}: expected it {expected}")
     if weight.requires_grad:
         raise ValueError("weight requires a gradient, but weights are constants: expected weight.detach()")
     _check_device("weight", weight, x)
@@ -97,42 +103,46 @@ def check_same_num_bases(logit_bases: Tensor, value_bases: Tensor) -> None:
 
 def check_count(name: str, value: Any) -> int:
     """A whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}): expected a whole number")
-    if value < 1:
-        raise ValueError(f"{name} is {value}: expected at least 1")
-    return value
+    count = int(value)
+    if not 1 <= count <= MAX_COUNT:
+        raise ValueError(f"{name} is {count}: expected at least 1 and at most {MAX_COUNT}")
+    return count
 
 
 def check_grad_iters(grad_iters: Any, num_iters: int) -> int:
     """The number of last iterations that carry the gradient; None means all of them."""
     if grad_iters is None:
         return num_iters
-    if isinstance(grad_iters, bool) or not isinstance(grad_iters, int):
+    if isinstance(grad_iters, bool) or not isinstance(grad_iters, Integral):
         raise TypeError(f"grad_iters is {grad_iters!r} ({type(grad_iters).__name__}): expected a whole number or None")
-    if not 0 <= grad_iters <= num_iters:
-        raise ValueError(f"grad_iters is {grad_iters}: expected 0 to num_iters = {num_iters}, or None for all")
-    return grad_iters
+    count = int(grad_iters)
+    if not 0 <= count <= num_iters:
+        raise ValueError(f"grad_iters is {count}: expected 0 to num_iters = {num_iters}, or None for all")
+    return count
 
 
 def check_scale(scale: Any) -> float:
     """A finite temperature."""
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+    if isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"scale is {scale!r} ({type(scale).__name__}): expected a number")
-    if not -math.inf < scale < math.inf:
+    number = _as_float(scale)
+    if not -math.inf < number < math.inf:
         raise ValueError(f"scale is {scale}: expected a finite number")
-    return float(scale)
+    return number
 
 
 def check_eps(eps: Any, eps_mode: Any) -> float:
     """A finite eps >= 0 and one of the two ways to apply it."""
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+    if isinstance(eps, bool) or not isinstance(eps, Real):
         raise TypeError(f"eps is {eps!r} ({type(eps).__name__}): expected a number")
-    if not 0 <= eps < math.inf:
+    number = _as_float(eps)
+    if not 0 <= number < math.inf:
         raise ValueError(f"eps is {eps}: expected a finite number >= 0")
-    if eps_mode not in EPS_MODES:
+    if not isinstance(eps_mode, str) or eps_mode not in EPS_MODES:
         raise ValueError(f"eps_mode is {eps_mode!r}: expected one of {', '.join(map(repr, EPS_MODES))}")
-    return float(eps)
+    return number
 
 
 @dataclass(frozen=True)
@@ -210,6 +220,11 @@ class Problem:
         )
 
 
+def _as_float(value: Any) -> float:
+    """`value` as a float; a whole number too large for one as infinity."""
+    return math.inf if isinstance(value, int) and abs(value) > sys.float_info.max else float(value)
+
+
 def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
     if tensor.device != x.device:
         raise ValueError(f"{name} is on {tensor.device}: expected {x.device}, the device of x")
@@ -219,8 +234,10 @@ def _check_weight_sizes(weight: Tensor, full: tuple[int, ...]) -> None:
     if any(size not in (1, target) for size, target in zip(weight.shape, full, strict=True)):
         raise ValueError(f"weight has shape {_shape(weight)}: expected it to broadcast to {list(full)}")
     checked = weight.device.type == "cpu" or os.environ.get("EMA_OPS_CHECK_VALUES") == "1"
-    if checked and weight.dtype != torch.bool and not bool((weight >= 0).all()):
-        raise ValueError(f"weight has the value {weight.min().item()}: expected no negative and no NaN")
+    if checked and weight.dtype != torch.bool:
+        wrong = weight[~((weight >= 0) & weight.isfinite())]
+        if wrong.numel() > 0:
+            raise ValueError(f"weight has the value {wrong[0].item():g}: expected finite numbers >= 0")
 
 
 def _shape(tensor: Tensor) -> list[int]:

@@ -1,5 +1,8 @@
 """Which backend serves a call, and what is said when none or another one does."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -71,3 +74,8 @@ def test_info_tells_every_backend_and_why_not(capsys):
     for name, status in ema_ops.available_backends().items():
         assert f"backend {name}" in text
         assert status.reason in text
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "ema_ops"], capture_output=True, text=True, check=True)
+    assert "backend torch" in done.stdout

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,10 @@ LOOP = [
     ("grad_iters type", {"grad_iters": "all"}, TypeError, "grad_iters is 'all'"),
     ("scale nan", {"scale": math.nan}, ValueError, "scale is nan: expected a finite number"),
     ("scale inf", {"scale": math.inf}, ValueError, "scale is inf"),
+    ("scale huge", {"scale": 10**400}, ValueError, "expected a finite number"),
+    ("x sparse", {"x": X.to_sparse()}, TypeError, "x is a torch.sparse_coo tensor: expected a dense"),
+    ("num_iters huge", {"num_iters": 2**70}, ValueError, "expected at least 1 and at most 2147483647"),
+    ("eps mode type", {"eps_mode": 1}, ValueError, "eps_mode is 1"),
     ("scale type", {"scale": "1"}, TypeError, "scale is '1'"),
     ("eps negative", {"eps": -1e-6}, ValueError, "eps is -1e-06: expected a finite number >= 0"),
     ("eps nan", {"eps": math.nan}, ValueError, "eps is nan"),
@@ -52,10 +57,12 @@ LOOP = [
         "weight negative",
         {"weight": torch.full((2, 10), -0.5)},
         ValueError,
-        "weight has the value -0.5: expected no neg",
+        r"weight has the value -0.5: expected finite numbers >= 0",
     ),
+    ("weight inf", {"weight": torch.full((2, 10), math.inf)}, ValueError, "weight has the value inf"),
     ("weight nan", {"weight": torch.full((2, 10), math.nan)}, ValueError, "weight has the value nan"),
     ("backend", {"backend": "fast"}, ValueError, "backend is 'fast': expected None or one of .*'torch'"),
+    ("backend type", {"backend": ["torch"]}, ValueError, "backend is .*: expected None or one of"),
 ]
 
 
@@ -104,6 +111,21 @@ def test_parts(change, error, message):
             ema_ops.em_step(X, BASES, **arguments)
 
 
+def test_a_weight_of_two_dimensions_is_ambiguous_beside_heads():
+    with pytest.raises(
+        ValueError, match=r"weight has shape \[3, 10\]: expected it to be \[N\] or to broadcast, with three"
+    ):
+        ema_ops.em_attention(HEADS_X, HEADS_BASES, weight=torch.ones(3, 10))
+    expected = ema_ops.em_attention(HEADS_X, HEADS_BASES, weight=torch.ones(2, 1, 10))[0]
+    assert torch.equal(ema_ops.em_attention(HEADS_X, HEADS_BASES, weight=torch.ones(10))[0], expected)
+
+
 def test_values_are_checked_on_the_cpu_under_compile_too():
     with pytest.raises(ValueError, match="weight has the value -1"):
         torch.compile(ema_ops.em_attention, backend="eager")(X, BASES, weight=-torch.ones(2, 10))
+
+
+def test_numbers_of_numpy_are_numbers():
+    expected = ema_ops.em_attention(X, BASES, num_iters=2, scale=0.5)[0]
+    got = ema_ops.em_attention(X, BASES, num_iters=np.int64(2), grad_iters=np.int32(2), scale=np.float32(0.5))[0]
+    assert torch.equal(got, expected)

@@ -134,10 +134,11 @@ def test_network_keys_both_ways(implementation, wrapped):
 
 
 def test_every_key_of_the_official_network_has_a_place():
-    stages = [f"extractor.{s}.{b}.conv{c}.weight" for s in (4, 5, 6, 7) for b in range(3) for c in (1, 2, 3)]
-    keys = [*NETWORK["official"], *stages]
-    ours = convert_state_dict({k: torch.ones(1, 1, 1) for k in keys}, source="official", scope="network")
-    assert len(ours) == len(set(keys))
+    keys = (VECTORS / "official_emanet50_keys.txt").read_text().split()
+    state = {key: torch.full((1, 1, 1), float(number)) for number, key in enumerate(keys)}
+    ours = convert_state_dict(state, source="official", scope="network")
+    assert len(ours) == len(keys) == 353
+    assert convert_state_dict(ours, target="official", scope="network") == state
 
 
 def test_errors():

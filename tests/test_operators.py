@@ -31,7 +31,7 @@ def arguments(layout, requires_grad, order, shared=True):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(layout, order, requires_grad):
     x, bases, weight, bias = arguments(layout, requires_grad, order, shared=order == "own")
-    opcheck(OPS.em_forward.default, (x, bases, weight, layout, 3, 3, 1.0, 1e-6, "add", None))
+    opcheck(OPS.em_forward.default, (x, bases, weight, False, layout, 3, 3, 1.0, 1e-6, "add", None))
     opcheck(OPS.em_step.default, (x, bases, weight, bias, layout, 1.0, None))
     opcheck(OPS.em_reconstruct.default, (x, bases, bases, bias, layout, 1.0, None))
 
@@ -42,7 +42,7 @@ def test_opcheck(layout, order, requires_grad):
 def test_opcheck_backward(layout, order, need_bases):
     x, bases, weight, bias = arguments(layout, False, order)
     loop = (layout, 3, 3, 1.0, 1e-6, "add", None)
-    y, *saved = OPS.em_forward(x, bases, weight, *loop)
+    y, *saved = OPS.em_forward(x, bases, weight, False, *loop)
     opcheck(OPS.em_backward.default, (torch.randn_like(y), None, x, weight, *saved, need_bases, *loop))
     sums, mass = OPS.em_step(x, bases, weight, bias, layout, 1.0, None)
     opcheck(OPS.em_step_backward.default, (sums, mass, x, bases, weight, bias, layout, 1.0, None))
@@ -121,3 +121,61 @@ def test_the_bases_of_the_caller_may_move_before_backward():
     bases.zero_()
     (got,) = torch.autograd.grad(y.sin().sum(), x)
     assert torch.equal(got, expected)
+
+
+def differentiate_twice_by_func(x, bases):
+    return torch.func.grad(lambda x: torch.func.grad(lambda x: loss(x, bases, None))(x).sin().sum())(x)
+
+
+def gradient_penalty(x, bases):
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(loss(x, bases, None), x, create_graph=True)
+    return torch.autograd.grad(grad.square().sum(), x)
+
+
+@pytest.mark.parametrize("twice", [differentiate_twice_by_func, gradient_penalty])
+def test_second_derivatives_raise(twice):
+    with pytest.raises(NotImplementedError, match=r"no second derivative: differentiate ema_ops\.reference"):
+        twice(features(2, 10, 6), unit_bases(6, 4))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, bases: ema_ops.em_attention(x, bases)[0],
+        lambda x, bases: ema_ops.em_step(x, bases)[0],
+        ema_ops.responsibilities,
+    ],
+)
+def test_forward_mode_raises(function):
+    x, bases = features(2, 10, 6), unit_bases(6, 4)
+    with pytest.raises(NotImplementedError):
+        torch.func.jvp(function, (x, bases), (x, bases))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises((NotImplementedError, RuntimeError)):
+        function(torch.autograd.forward_ad.make_dual(x, x), bases)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 5, 3), (1, 6, 4, 4), (2, 6, 1, 1)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_results_may_be_changed_in_place(shape, memory_format):
+    layer = ema_ops.EMAttention(6, 4, num_heads=2)
+    x = torch.randn(shape).to(memory_format=memory_format).requires_grad_()
+    expected = torch.autograd.grad((layer(x, update_bases=False) + x).relu().sum(), x)
+    y, bases = layer(x, return_bases=True, update_bases=False)
+    y += x
+    torch.testing.assert_close(torch.autograd.grad(y.relu_().sum(), x), expected)
+    bases *= 2
+    rows, last = ema_ops.em_attention(torch.randn(2, 10, 6, requires_grad=True), torch.randn(6, 4))
+    rows.relu_().sum().backward()
+    sums, mass = ema_ops.em_step(torch.randn(2, 10, 6, requires_grad=True), torch.randn(6, 4))
+    assert sums.div_(mass.unsqueeze(1)).requires_grad
+    assert ema_ops.em_reconstruct(rows.detach().requires_grad_(), last.detach(), last.detach()).mul_(2).requires_grad
+
+
+def test_meta_tensors():
+    x, bases = torch.randn(2, 10, 6, device="meta", requires_grad=True), torch.randn(6, 4, device="meta")
+    y, last = ema_ops.em_attention(x, bases)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == x.shape
+    assert last.shape == (2, 6, 4)
+    assert ema_ops.EMAttention(6, 4).to("meta")(torch.randn(2, 6, 5, 3, device="meta")).is_meta

@@ -44,9 +44,15 @@ def test_written_gradient_equals_automatic_one(settings, num_iters, grad_iters, 
         assert expected_bases is None
 
 
-def test_gradcheck():
-    x, bases = features(2, 7, 4).requires_grad_(), unit_bases(2, 4, 3).requires_grad_()
-    assert gradcheck(lambda x, bases: reference.em_attention(x, bases, scale=1.3, eps=1e-2), (x, bases))
+@pytest.mark.parametrize("heads", [(), (2,)])
+def test_gradcheck(heads):
+    x, bases = features(2, *heads, 7, 4).requires_grad_(), unit_bases(2, *heads, 4, 3).requires_grad_()
+    weight = torch.rand(2, *heads, 7, dtype=torch.float64)
+
+    def loop(x, bases):
+        return reference.em_attention(x, bases, scale=1.3, eps=1e-2, weight=weight)
+
+    assert gradcheck(loop, (x, bases))
 
 
 def test_one_iteration_by_hand():

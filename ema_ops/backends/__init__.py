@@ -29,7 +29,7 @@ def load(name: str) -> Backend:
 
 def check_backend(backend: str | None, name: str = "backend") -> None:
     """Raise ValueError unless `backend` is None or the name of a backend; `name` is what the message calls it."""
-    if backend is not None and backend not in MODULES:
+    if backend is not None and not (isinstance(backend, str) and backend in MODULES):
         raise ValueError(f"{name} is {backend!r}: expected None or one of {', '.join(map(repr, MODULES))}")
 
 

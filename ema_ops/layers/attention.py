@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -39,7 +40,7 @@ class EMAttention(nn.Module):
         eps, eps_mode, grad_iters, backend: as in `em_attention`.
         channel_dim: 1 for [B, C, *spatial], -1 for [B, *spatial, C] (tokens).
         average_group: process group over whose ranks the running bases are averaged, weighted by images; None
-            for no communication.
+            for no communication. A copy of the layer shares it; a layer with a group cannot be pickled.
 
     Raises:
         ValueError, TypeError: an option does not fit, or `learnable_bases` with `grad_iters` < `num_iters`, for
@@ -73,7 +74,7 @@ class EMAttention(nn.Module):
             raise ValueError(f"num_heads is {num_heads}: expected a divisor of channels = {channels}")
         self.scale = check_scale(scale)
         self.momentum = _check_momentum(momentum)
-        self.learnable_bases = learnable_bases
+        self.learnable_bases = _check_flag("learnable_bases", learnable_bases)
         if renormalize not in RENORMALIZE:
             raise ValueError(f"renormalize is {renormalize!r}: expected one of {', '.join(map(repr, RENORMALIZE))}")
         self.renormalize = renormalize
@@ -85,9 +86,11 @@ class EMAttention(nn.Module):
             )
         check_grad_iters(grad_iters, num_iters)
         self.grad_iters = grad_iters
-        if channel_dim not in (1, -1):
+        if not isinstance(channel_dim, int) or channel_dim not in (1, -1):
             raise ValueError(f"channel_dim is {channel_dim!r}: expected 1 for [B, C, *spatial] or -1 for tokens")
         self.channel_dim = channel_dim
+        if average_group is not None and not isinstance(average_group, dist.ProcessGroup):
+            raise TypeError(f"average_group is {average_group!r}: expected a torch.distributed.ProcessGroup or None")
         self.average_group = average_group
         check_backend(backend)
         self.backend = backend
@@ -142,10 +145,12 @@ class EMAttention(nn.Module):
             layout="BCN" if self.channel_dim == 1 else "BNC",
             num_iters=num_iters,
             scale=self.scale,
-            grad_iters=None if self.grad_iters is None else min(self.grad_iters, num_iters),
+            # learnable bases get their gradient through every iteration, however many
+            grad_iters=None if self.grad_iters is None or self.learnable_bases else min(self.grad_iters, num_iters),
             eps=self.eps,
             eps_mode=self.eps_mode,
             backend=self.backend,
+            moves_bases=moves,
         )
         if moves:
             # images without positions have no weight; other ranks may still wait for this one
@@ -157,12 +162,18 @@ class EMAttention(nn.Module):
 
         For callers that run the layer with update_bases=False and decide themselves when the average moves.
         `weight` [B, N] only tells which images have a position that counts.
+
+        Raises:
+            ValueError: the bases are learnable, or `bases` has another shape.
         """
         if self.learnable_bases:
             raise ValueError("learnable_bases is True: there is no running average to move")
+        check_floating("bases", bases)
+        if bases.dim() != 4 or bases.shape[1:] != self.bases.shape:
+            raise ValueError(f"bases has shape {list(bases.shape)}: expected [B, {str(list(self.bases.shape))[1:]}")
         update_running_bases(
             self.bases,
-            bases.detach(),
+            bases,
             weight,
             momentum=self.momentum,
             renormalize=self.renormalize,
@@ -170,6 +181,14 @@ class EMAttention(nn.Module):
             eps_mode=self.eps_mode,
             group=self.average_group,
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EMAttention:
+        # a process group is shared, not copied
+        memo[id(self.average_group)] = self.average_group
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def extra_repr(self) -> str:
         """The options that differ between layers."""
@@ -179,19 +198,13 @@ class EMAttention(nn.Module):
         )
 
     def _moves_bases(self, update_bases: bool | None) -> bool:
+        if update_bases is not None:
+            _check_flag("update_bases", update_bases)
         if self.learnable_bases:
             if update_bases:
                 raise ValueError("update_bases is True with learnable_bases: there is no running average to move")
             return False
-        moves = self.training if update_bases is None else update_bases
-        # inside backward a forward can only be the recomputation of one that has moved the bases already
-        if moves and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            raise RuntimeError(
-                "EMAttention is recomputed inside backward (activation checkpointing), but its running bases have "
-                "moved since: the gradient would be wrong and they would move twice. Pass update_bases=False to "
-                "the layer inside the checkpoint and call update_running_bases(bases) after backward."
-            )
-        return moves
+        return self.training if update_bases is None else update_bases
 
     def _check_features(self, x: Any) -> None:
         check_floating("x", x)
@@ -200,19 +213,27 @@ class EMAttention(nn.Module):
             raise ValueError(f"x has shape {list(x.shape)}: expected {layout} with C = {self.channels}")
         if x.device != self.bases.device:
             raise ValueError(f"x is on {x.device}: expected {self.bases.device}, the device of the layer")
+        if self.bases.dtype == torch.float64 and x.dtype != torch.float64:
+            raise TypeError(f"x has dtype {x.dtype}: expected torch.float64, the dtype of the layer")
 
     def _flat_weight(self, weight: Any, x: Tensor) -> Tensor | None:
         """`weight` [B, *spatial] or [B, N], checked, as [B, N]."""
         if weight is None:
             return None
+        check_weight(weight, x, (2, x.dim() - 1), "to be [B, *spatial] or [B, N]")
         spatial = x.shape[2:] if self.channel_dim == 1 else x.shape[1:-1]
-        expected = f"[B, {', '.join(map(str, spatial))}]"
-        check_weight(weight, x, expected)
-        if weight.dim() == 2:
-            return weight
-        if weight.shape[1:] != spatial:
-            raise ValueError(f"weight has shape {list(weight.shape)}: expected {expected} or [B, {math.prod(spatial)}]")
+        if weight.dim() > 2 and weight.shape[1:] != spatial:
+            raise ValueError(
+                f"weight has shape {list(weight.shape)}: expected [B, *spatial] with spatial sizes {list(spatial)} "
+                f"or [B, {math.prod(spatial)}]"
+            )
         return weight.flatten(1)
+
+
+def _check_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}): expected True or False")
+    return value
 
 
 def _check_momentum(momentum: Any) -> float:

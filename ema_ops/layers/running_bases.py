@@ -9,7 +9,6 @@ from torch import distributed as dist
 RENORMALIZE = ("mixed", "mean", "none")
 
 
-@torch.no_grad()
 def update_running_bases(
     running: Tensor,
     bases: Tensor,
@@ -30,6 +29,7 @@ def update_running_bases(
     `momentum` is the weight of the new value. `renormalize` says what is scaled to length one over C: the "mean"
     before mixing (mmsegmentation), the "mixed" result, or "none" (official).
     """
+    bases = bases.detach()
     usable = bases.isfinite().flatten(1).all(1)
     if weight is not None:
         usable = usable & (weight > 0).flatten(1).any(1)

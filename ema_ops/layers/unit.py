@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..problem import check_floating
 from .attention import EMAttention
 
 
@@ -59,8 +60,7 @@ class EMAUnit(nn.Module):
         update_bases: bool | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The unit on `x` [B, C, H, W]; all other arguments, results and errors as in `EMAttention.forward`."""
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x is {type(x).__name__}: expected a tensor")
+        check_floating("x", x)
         if x.dim() != 4 or x.shape[1] != self.attention.channels:
             raise ValueError(f"x has shape {list(x.shape)}: expected [B, {self.attention.channels}, H, W]")
         y, bases = self.attention(self.conv1(x), weight, num_iters, True, update_bases)

@@ -99,6 +99,23 @@ def test_learnable_bases_learn():
     assert [name for name, _ in layer.named_parameters()] == ["bases"]
 
 
+def test_learnable_bases_learn_with_more_iterations_too():
+    layer = EMAttention(8, 5, 2, learnable_bases=True, grad_iters=2)
+    layer(torch.randn(2, 8, 6, 5), num_iters=4).sin().sum().backward()
+    assert layer.bases.grad.count_nonzero() > 0
+
+
+def test_moving_the_bases_by_hand():
+    layer, x = EMAttention(8, 5, num_heads=2), torch.randn(2, 8, 6, 5)
+    other = copy.deepcopy(layer)
+    _, bases = layer(x, return_bases=True, update_bases=False)
+    layer.update_running_bases(bases)
+    other(x)
+    assert torch.equal(layer.bases, other.bases)
+    with pytest.raises(ValueError, match=r"bases has shape \[2, 1, 4, 5\]: expected \[B, 2, 4, 5\]"):
+        layer.update_running_bases(bases[:, :1])
+
+
 def test_another_number_of_iterations():
     x = torch.randn(2, 8, 6, 5, dtype=torch.float64, requires_grad=True)
     layer = EMAttention(8, 5, 3, grad_iters=3).double().eval()
@@ -176,6 +193,8 @@ OPTIONS = [
     ({"grad_iters": 4}, ValueError, "grad_iters is 4: expected 0 to num_iters = 3"),
     ({"channel_dim": 2}, ValueError, "channel_dim is 2: expected 1"),
     ({"backend": "fast"}, ValueError, "backend is 'fast'"),
+    ({"average_group": "world"}, TypeError, "average_group is 'world'"),
+    ({"learnable_bases": "no"}, TypeError, "learnable_bases is 'no'"),
     ({"learnable_bases": True, "grad_iters": 2}, ValueError, "would never get a gradient"),
 ]
 
@@ -192,10 +211,11 @@ CALLS = [
     ({"x": None}, TypeError, "x is NoneType: expected a tensor"),
     ({"x": torch.ones(2, 8, 3, dtype=torch.int32)}, TypeError, "x has dtype torch.int32"),
     ({"x": torch.ones(2, 8, 3, device="meta")}, ValueError, "x is on meta: expected cpu, the device of the layer"),
-    ({"weight": torch.ones(2, 4, 3)}, ValueError, r"weight has shape \[2, 4, 3\]: expected \[B, 3, 4\] or \[B, 12\]"),
+    ({"weight": torch.ones(2, 4, 3)}, ValueError, r"\[2, 4, 3\]: expected .* sizes \[3, 4\] or \[B, 12\]"),
     ({"weight": torch.ones(2, 1, 3, 4)}, ValueError, r"weight has shape \[2, 1, 3, 4\]"),
     ({"weight": torch.ones(2, 11)}, ValueError, r"weight has shape \[2, 11\]"),
     ({"num_iters": 0}, ValueError, "num_iters is 0"),
+    ({"update_bases": "no"}, TypeError, "update_bases is 'no'"),
 ]
 
 
@@ -203,6 +223,11 @@ CALLS = [
 def test_call_errors(call, error, message):
     with pytest.raises(error, match=message):
         EMAttention(8, 5)(**{"x": torch.randn(2, 8, 3, 4), **call})
+
+
+def test_a_double_layer_wants_double_features():
+    with pytest.raises(TypeError, match=r"x has dtype torch.float32: expected torch.float64"):
+        EMAttention(8, 5).double()(torch.randn(2, 8, 3, 4))
 
 
 def test_learnable_bases_have_no_average_to_move():

@@ -1,5 +1,7 @@
 """The moving average: what counts, what is left out, and what several processes make of it."""
 
+import copy
+
 import pytest
 import torch
 from torch import distributed as dist
@@ -77,6 +79,7 @@ def _average_over_ranks(rank, folder, world):
     layer = ema_ops.EMAttention(8, 5, average_group=dist.group.WORLD).double()
     whole = torch.randn(5, 8, 6, 4, dtype=torch.float64)
     layer(whole.split([2, 3, 0][:world])[rank])
+    assert copy.deepcopy(layer).average_group is layer.average_group
     torch.save(layer.bases, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

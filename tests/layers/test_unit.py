@@ -66,3 +66,5 @@ def test_shape_errors(x):
         EMAUnit(8, 5)(x)
     with pytest.raises(TypeError, match="x is int"):
         ema_ops.EMAUnit(8, 5)(3)
+    with pytest.raises(TypeError, match=r"x has dtype torch.int32"):
+        ema_ops.EMAUnit(8, 5)(torch.ones(2, 8, 3, 3, dtype=torch.int32))

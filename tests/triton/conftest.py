@@ -21,7 +21,7 @@ from ema_ops.backends.triton import backend
 
 mend_bf16()
 mend_repeated_patching()
-backend.INTERPRETED_DTYPES.append(torch.bfloat16)
+backend.INTERPRETED_DTYPES = backend.DTYPES
 
 
 @pytest.fixture(autouse=True)

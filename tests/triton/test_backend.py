@@ -43,7 +43,7 @@ def test_refusals_name_the_value_and_the_limit(problem, change, reason):
 
 
 def test_bfloat16_is_refused_where_the_interpreter_gets_it_wrong(problem, monkeypatch):
-    monkeypatch.setattr(backend, "INTERPRETED_DTYPES", [torch.float32, torch.float16])
+    monkeypatch.setattr(backend, "INTERPRETED_DTYPES", (torch.float32, torch.float16))
     assert "interpreter gets wrong" in BACKEND.refuses(replace(problem, dtype=torch.bfloat16))
     monkeypatch.delenv("TRITON_INTERPRET")
     assert BACKEND.refuses(replace(problem, dtype=torch.bfloat16)) == "device is cpu: expected a CUDA or ROCm device"

@@ -155,7 +155,7 @@ def test_a_dead_base_leaves_the_gradient_finite(dtype, eps):
     bases[:, 2] = -1e4
     x_leaf, bases_leaf = x.clone().requires_grad_(), bases.clone().requires_grad_()
     *_, mass, length = torch.ops.ema_ops.em_forward(
-        x[:, None], bases[None], None, "BHNC", 3, 3, 1.0, eps, "add", "triton"
+        x[:, None], bases[None], None, False, "BHNC", 3, 3, 1.0, eps, "add", "triton"
     )
     assert mass[0, 0, 0, 2] == 0
     assert length[0, 0, 0, 2] == 0

@@ -16,7 +16,7 @@ MAX_CHANNELS = 1024
 MAX_BASES = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Triton's interpreter multiplies the raw bits of bfloat16
-INTERPRETED_DTYPES = [torch.float32, torch.float16]
+INTERPRETED_DTYPES = (torch.float32, torch.float16)
 
 
 class TritonBackend(Backend):
