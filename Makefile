@@ -1,6 +1,7 @@
 # make test    everything that runs without a GPU
 # make demo    the demo, about ten minutes on two cores; QUICK=1 for one minute
 # make check   style and types
+# make compile-sweep  the same for every row of the settings table
 # make speed   timings of the torch backend on a quiet CPU
 # make compile the Triton kernels compiled for every architecture, spills and shared memory checked
 
@@ -10,7 +11,7 @@ TORCH ?= torch==2.13.0
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 
-.PHONY: test demo check compile speed clean
+.PHONY: test demo check compile compile-sweep speed clean
 
 $(INSTALLED): pyproject.toml setup.py Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +33,9 @@ check: $(INSTALLED)
 
 compile: $(INSTALLED)
 	$(RUN) -m pytest tests/triton_compile
+
+compile-sweep: $(INSTALLED)
+	$(RUN) -m pytest -m sweep tests/triton_compile
 
 speed: $(INSTALLED)
 	$(RUN) -m pytest -s -m speed tests/test_speed.py

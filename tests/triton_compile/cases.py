@@ -24,6 +24,12 @@ FORWARD_SHAPES = [
     (256, 64, torch.float16, "BHNC", 1),
     (256, 64, torch.bfloat16, "BHCN", 1),
 ]
+# one call for every row of the tables in settings.py; opt-in, for they take several minutes
+SWEEP_SHAPES = [
+    (channels, num_bases, dtype, "BHNC", 1)
+    for dtype in (torch.bfloat16, torch.float32)
+    for channels, num_bases in ((512, 64), (512, 128), (512, 256), (1024, 64))
+]
 # the settings of these are those of sm_86, and so is nearly all of their code
 LIKE_SM_86 = ("sm_89", "sm_120")
 
@@ -39,6 +45,30 @@ def all_cases() -> list[Case]:
         for call in wanted:
             found |= dict.fromkeys(record(architecture, call))
     return list(found)
+
+
+def sweep_cases() -> list[Case]:
+    """The binaries of every row of the tables on every architecture, and of the parts with a bias."""
+    usual, found = set(all_cases()), {}
+    for architecture in settings.SHARED_MEMORY:
+        for shape in SWEEP_SHAPES:
+            for call in calls(*shape):
+                found |= dict.fromkeys(record(architecture, call))
+        for call in part_calls():
+            found |= dict.fromkeys(record(architecture, call))
+    return [case for case in found if case not in usual]
+
+
+def part_calls() -> list[Callable[[], object]]:
+    """One step and one reconstruction with a bias, and their gradients."""
+    x, bases, bias = features(1, 64, 512, torch.bfloat16, "BHNC"), torch.zeros(1, 1, 512, 64), torch.zeros(1, 1, 64)
+    problem = Problem.build(x, bases[0], logit_bias=bias)
+    return [
+        partial(forward.em_step, problem, x, bases, None, bias),
+        partial(backward.em_step_backward, problem, bases, bias, x, bases, None, bias),
+        partial(forward.em_reconstruct, problem, x, bases, bases, bias),
+        partial(backward.em_reconstruct_backward, problem, x, x, bases, bases, bias),
+    ]
 
 
 def calls(

@@ -15,12 +15,12 @@ import torch
 if os.environ.get("TRITON_INTERPRET", "0") != "0":
     raise pytest.UsageError("TRITON_INTERPRET is set: run `pytest tests/triton_compile` by itself, without it")
 
-from cases import all_cases, calls
+from cases import all_cases, calls, sweep_cases
 from compiling import compile_case, record
 
 from ema_ops.backends.triton import settings
 
-CASES = all_cases()
+CASES = [*all_cases(), *(pytest.param(case, marks=pytest.mark.sweep) for case in sweep_cases())]
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +30,10 @@ def pool():
 
 
 @pytest.fixture(scope="session")
-def compiling(pool):
-    """Case to future `Usage`: all are under way while the first is looked at."""
-    return {case: pool.submit(compile_case, case) for case in CASES}
+def compiling(pool, request):
+    """Case to future `Usage`: all chosen ones are under way while the first is looked at."""
+    chosen = [item.callspec.params["case"] for item in request.session.items if item.originalname == "test_kernel"]
+    return {case: pool.submit(compile_case, case) for case in chosen}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -70,7 +70,10 @@ KERNELS = {
         "amd": ((Launch(64, 64, 4), Launch(64, 32, 4), Launch(64, 32, 8)), (Launch(64, 32),) * 3),
     },
     "m_step": {
-        "large": ((Launch(64, 128, 4, 3), Launch(64, 128, 8, 3), Launch(64, 64, 8, 3)), (Launch(32, 32),) * 3),
+        "large": (
+            (Launch(64, 128, 4, 3), Launch(64, 128, 8, 3), Launch(64, 64, 8, 3)),
+            (Launch(32, 32), Launch(32, 32), Launch(16, 32)),
+        ),
         "small": ((Launch(64, 64, 4, 3), Launch(64, 64, 8, 3), Launch(32, 64, 8, 3)), (Launch(32, 32),) * 3),
         "amd": ((Launch(64, 128, 4), Launch(64, 64, 4), Launch(32, 64)), (Launch(32, 32),) * 3),
     },
