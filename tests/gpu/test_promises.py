@@ -3,8 +3,10 @@
 import pytest
 import torch
 from examples import features, unit_bases
+from judge import assert_close_to_reference
 
 import ema_ops
+from ema_ops import reference
 
 BACKENDS = [name for name in ema_ops.available_backends() if name != "torch"]
 MAIN = (4, 65 * 65, 512, 64)
@@ -88,15 +90,42 @@ def test_a_nan_image_leaves_its_neighbours_alone(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_more_than_two_to_the_31_elements(backend):
-    if torch.cuda.mem_get_info()[0] < 40 << 30:
-        pytest.skip("less than 40 GiB of free GPU memory")
-    positions = (1 << 31) // 64 + 1000
-    x = torch.randn(1, positions, 64, device="cuda", dtype=torch.bfloat16)
-    bases = unit_bases(64, 16, dtype=torch.float32).cuda()
-    y, last = ema_ops.em_attention(x, bases, backend=backend)
-    tail = ema_ops.em_reconstruct(x[:, -1000:], ema_ops.em_attention(x, bases, num_iters=2)[1], last)
-    torch.testing.assert_close(y[:, -1000:].float(), tail.float(), rtol=2e-2, atol=2e-2)
+@pytest.mark.parametrize("order", ["rows", "columns"])
+def test_more_than_two_to_the_31_elements(backend, order):
+    """Only the last positions have weight, so the whole image must give what they give by themselves."""
+    if torch.cuda.mem_get_info()[0] < 100 << 30:
+        pytest.skip("less than 100 GiB of free GPU memory")
+    channels, tail = 64, 4096
+    shape = (1, (1 << 31) // channels + tail, channels)
+    x = torch.zeros(shape if order == "rows" else (1, channels, shape[1]), device="cuda", dtype=torch.bfloat16)
+    x = x if order == "rows" else x.mT
+    small = features(1, tail, channels, dtype=torch.bfloat16).cuda()
+    x[:, -tail:] = small
+    weight = torch.zeros(1, shape[1], device="cuda")
+    weight[:, -tail:] = 1
+    bases, grad_y = unit_bases(channels, 16, dtype=torch.float32).cuda(), torch.zeros_like(x)
+    grad_y[:, -tail:] = features(1, tail, channels, dtype=torch.bfloat16, seed=2).cuda()
+
+    leaf = x.requires_grad_()
+    y, last = ema_ops.em_attention(leaf, bases, weight=weight, backend=backend)
+    (grad_x,) = torch.autograd.grad(y, leaf, grad_y)
+    got = (y[:, -tail:], last, grad_x[:, -tail:])
+    results = []
+    for dtype in (torch.float64, torch.bfloat16):
+        leaf = small.to(dtype).requires_grad_()
+        y, last = reference.em_attention(leaf, bases.to(dtype))
+        results.append((y, last, *torch.autograd.grad(y, leaf, grad_y[:, -tail:].to(dtype))))
+    for ours, exact, plain, factor in zip(got, *results, (2, 2, 3), strict=True):
+        assert_close_to_reference(ours, exact, plain, factor=factor)
+
+
+def test_values_on_a_gpu_are_checked_on_request_only(monkeypatch):
+    x, bases = torch.randn(1, 8, 6, device="cuda"), torch.randn(6, 4, device="cuda")
+    weight = -torch.ones(1, 8, device="cuda")
+    assert ema_ops.em_attention(x, bases, weight=weight)[0].shape == x.shape
+    monkeypatch.setenv("EMA_OPS_CHECK_VALUES", "1")
+    with pytest.raises(ValueError, match="weight has the value -1"):
+        ema_ops.em_attention(x, bases, weight=weight)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
