@@ -111,13 +111,22 @@ def test_compiled_checkpoint_refuses_to_move_the_bases_twice(backend, compiled):
 
     run = torch.compile(run, backend=backend) if compiled == "outside" else run
     (expected,) = torch.autograd.grad(layer(x, update_bases=False).sin().sum(), x)
-    loss = run(x).sin().sum()
-    if compiled == "outside" and not torch.__version__.startswith("2.13"):
-        # what is recomputed is PyTorch's choice there: older ones keep the results of the operator
-        torch.testing.assert_close(torch.autograd.grad(loss, x)[0], expected)
-        return
-    with pytest.raises(RuntimeError, match="update_bases=False"):
-        torch.autograd.grad(loss, x)
+    grad = gradient_or_refusal(run(x).sin().sum(), x)
+    if compiled == "inside":
+        assert grad is None
+    elif grad is not None:
+        # some versions of PyTorch keep the results of the operator instead of making them again
+        torch.testing.assert_close(grad, expected)
+
+
+def gradient_or_refusal(loss, x):
+    """The gradient of `loss`, or None if it was refused with the advice to pass update_bases=False."""
+    try:
+        return torch.autograd.grad(loss, x)[0]
+    except RuntimeError as error:
+        if "update_bases=False" not in str(error):
+            raise
+        return None
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
