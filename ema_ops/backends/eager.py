@@ -1,7 +1,8 @@
 """The "torch" backend: the loop and its gradient in plain PyTorch, on any device and dtype.
 
 No graph is recorded inside an operator, so the gradient is written out (docs/mathematics.md). 16-bit features are
-computed in float32.
+computed in float32. What has a row per position, [G, N, K], lies in memory as the features do, which makes the
+products of a contiguous image faster on a CPU.
 """
 
 from __future__ import annotations
@@ -28,24 +29,23 @@ class EagerBackend(Backend):
         return None
 
     def em_forward(self, problem, x, bases, weight):
-        outer, steps = (problem.batch, problem.heads), problem.num_iters
         features, weight = as_images(problem, x), flat(weight)
-        path = features.new_empty(steps, features.shape[0], problem.channels, problem.num_bases)
-        masses = features.new_empty(steps, features.shape[0], problem.num_bases)
-        lengths, last = torch.empty_like(masses), torch.empty_like(path[0])
-        path[0].view(*outer, *path.shape[2:]).copy_(bases)
-        for t in range(steps):
-            z = responsibilities(problem, features, path[t], None)
+        steps = (problem.num_iters, problem.batch, problem.heads)
+        path = features.new_empty(*steps, problem.channels, problem.num_bases)
+        masses, lengths = (features.new_empty(*steps, problem.num_bases) for _ in range(2))
+        last = torch.empty_like(path[0])
+        path[0].copy_(bases)
+        z = empty_per_position(problem, features)
+        # fresh memory costs as much as the arithmetic that fills it; the softmax of the CPU works in place
+        logits = z if z.is_cpu else empty_per_position(problem, features)
+        m, *following = (*path.flatten(1, 2).unbind(), flat(last))
+        for mass, length, next_m in zip(masses.flatten(1, 2), lengths.flatten(1, 2), following, strict=True):
+            softmax(problem, product(problem, features, tempered(problem, m), out=logits), out=z)
             zw = weighted(z, weight)
-            mass = torch.sum(zw, 1, out=masses[t])
-            sums = torch.bmm(features.mT, zw)
-            inverse_mass = inverse(problem, mass)
-            # torch.linalg.vector_norm over a strided dimension is several times slower
-            length = torch.mul(sums.square().sum(1).sqrt_(), inverse_mass, out=lengths[t])
-            factor = inverse_mass.mul_(inverse(problem, length)).unsqueeze(1)
-            m = torch.mul(sums, factor, out=path[t + 1] if t + 1 < steps else last)
-        y = product_in_order(problem, x, z, m)
-        return y, unflat(problem, last), *(t.unflatten(1, outer) for t in (path, masses, lengths))
+            torch.sum(zw, 1, out=mass)
+            normalize(problem, torch.bmm(features.mT, zw), mass, length, next_m)
+            m = next_m
+        return rebuilt(problem, x, z, m), last, path, masses, lengths
 
     def em_backward(self, problem, grad_y, grad_bases, x, weight, bases, path, mass, length, need_bases):
         steps, stop = problem.num_iters, problem.num_iters - problem.grad_iters
@@ -61,17 +61,16 @@ class EagerBackend(Backend):
             else:
                 m = path[t]
             grad_sums, grad_mass = normalize_backward(problem, grad_m, m, mass[t - 1], length[t - 1])
-            grad_z = torch.baddbmm(grad_mass.unsqueeze(1), features, grad_sums)
-            grad_z = grad_z if weight is None else grad_z.mul_(weight.unsqueeze(-1))
+            grad_z = weighted(product(problem, features, grad_sums).add_(grad_mass.unsqueeze(1)), weight)
             if t == steps:
-                grad_z.baddbmm_(grad_out, bases)
+                grad_z += product(problem, grad_out, bases)
             grad_product, _ = product_backward(problem, z, grad_z)
             left += [weighted(z, weight), grad_product]
             right += [grad_sums, path[t - 1]]
             if t > stop + 1 or need_bases:
                 grad_m = torch.bmm(features.mT, grad_product)
         # one product of rank 2 * grad_iters * K writes grad_x once
-        grad_x = product_in_order(problem, x, torch.cat(left, -1), torch.cat(right, -1), is_gradient=True)
+        grad_x = rebuilt(problem, x, cat(problem, left), torch.cat(right, -1), is_gradient=True)
         return grad_x, unflat(problem, grad_m) if need_bases else None
 
     def em_step(self, problem, x, bases, weight, logit_bias):
@@ -83,22 +82,22 @@ class EagerBackend(Backend):
         features, weight = as_images(problem, x), flat(weight)
         bases, grad_sums = flat(bases).to(features.dtype), flat(grad_sums).to(features.dtype)
         z = responsibilities(problem, features, bases, flat(logit_bias))
-        grad_z = weighted(torch.baddbmm(flat(grad_mass).unsqueeze(1), features, grad_sums), weight)
+        grad_z = weighted(product(problem, features, grad_sums).add_(flat(grad_mass).unsqueeze(1)), weight)
         grad_product, grad_bias = product_backward(problem, z, grad_z)
-        left, right = torch.cat([weighted(z, weight), grad_product], -1), torch.cat([grad_sums, bases], -1)
-        grad_x = product_in_order(problem, x, left, right, is_gradient=True)
+        left, right = cat(problem, [weighted(z, weight), grad_product]), torch.cat([grad_sums, bases], -1)
+        grad_x = rebuilt(problem, x, left, right, is_gradient=True)
         return grad_x, unflat(problem, torch.bmm(features.mT, grad_product)), unflat(problem, grad_bias)
 
     def em_reconstruct(self, problem, x, logit_bases, value_bases, logit_bias):
         z = responsibilities(problem, as_images(problem, x), flat(logit_bases), flat(logit_bias))
-        return product_in_order(problem, x, z, flat(value_bases).to(z.dtype))
+        return rebuilt(problem, x, z, flat(value_bases).to(z.dtype))
 
     def em_reconstruct_backward(self, problem, grad_y, x, logit_bases, value_bases, logit_bias):
         features, grad_out = as_images(problem, x), as_images(problem, grad_y)
         logit_bases, value_bases = flat(logit_bases).to(features.dtype), flat(value_bases).to(features.dtype)
         z = responsibilities(problem, features, logit_bases, flat(logit_bias))
-        grad_product, grad_bias = product_backward(problem, z, torch.bmm(grad_out, value_bases))
-        grad_x = product_in_order(problem, x, grad_product, logit_bases, is_gradient=True)
+        grad_product, grad_bias = product_backward(problem, z, product(problem, grad_out, value_bases))
+        grad_x = rebuilt(problem, x, grad_product, logit_bases, is_gradient=True)
         grad_logit_bases, grad_value_bases = torch.bmm(features.mT, grad_product), torch.bmm(grad_out.mT, z)
         return grad_x, *(unflat(problem, grad) for grad in (grad_logit_bases, grad_value_bases, grad_bias))
 
@@ -125,13 +124,51 @@ def unflat(problem: Problem, tensor: Tensor) -> Tensor:
     return tensor.unflatten(0, (problem.batch, problem.heads))
 
 
+def positions_are_fastest(problem: Problem) -> bool:
+    """Whether [G, N, K] lies in memory as [G, K, N]; the softmax of such memory gets slow for many bases."""
+    return problem.order == "BHCN" and problem.num_bases <= 64
+
+
+def empty_per_position(problem: Problem, features: Tensor) -> Tensor:
+    """An uninitialised [G, N, K]."""
+    images, positions, num_bases = *features.shape[:2], problem.num_bases
+    if positions_are_fastest(problem):
+        return features.new_empty(images, num_bases, positions).mT
+    return features.new_empty(images, positions, num_bases)
+
+
+def product(problem: Problem, left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """left [G, N, P] times right [G, P, R]."""
+    if positions_are_fastest(problem):
+        return torch.bmm(right.mT, left.mT, out=None if out is None else out.mT).mT
+    return torch.bmm(left, right, out=out)
+
+
+def softmax(problem: Problem, logits: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Over K of [G, N, K]."""
+    if positions_are_fastest(problem):
+        return torch.softmax(logits.mT, 1, out=None if out is None else out.mT).mT
+    return torch.softmax(logits, 2, out=out)
+
+
+def cat(problem: Problem, tensors: list[Tensor]) -> Tensor:
+    """Tensors [G, N, K] side by side."""
+    if positions_are_fastest(problem):
+        return torch.cat([tensor.mT for tensor in tensors], 1).mT
+    return torch.cat(tensors, 2)
+
+
 def responsibilities(problem: Problem, features: Tensor, bases: Tensor, logit_bias: Tensor | None) -> Tensor:
-    """E-step [G, N, K]; the temperature goes into the small bases."""
-    bases = bases.to(features.dtype)
-    logits = torch.bmm(features, bases if problem.scale == 1 else problem.scale * bases)
+    """E-step [G, N, K]."""
+    logits = product(problem, features, tempered(problem, bases.to(features.dtype)))
     if logit_bias is not None:
         logits += logit_bias.unsqueeze(1)
-    return torch.softmax(logits, dim=-1)
+    return softmax(problem, logits)
+
+
+def tempered(problem: Problem, bases: Tensor) -> Tensor:
+    """The temperature goes into the small bases instead of the logits."""
+    return bases if problem.scale == 1 else problem.scale * bases
 
 
 def weighted(z: Tensor, weight: Tensor | None) -> Tensor:
@@ -139,11 +176,18 @@ def weighted(z: Tensor, weight: Tensor | None) -> Tensor:
     return z if weight is None else z * weight.unsqueeze(-1)
 
 
-def inverse(problem: Problem, value: Tensor) -> Tensor:
-    """1 / (eps + value) or 1 / max(eps, value); 0 where that would divide by 0, which takes eps = 0."""
-    denominator = value + problem.eps if problem.eps_mode == "add" else value.clamp_min(problem.eps)
-    quotient = denominator.reciprocal()
-    return quotient if problem.eps > 0 else quotient.masked_fill_(denominator == 0, 0)
+def divisor(problem: Problem, value: Tensor) -> Tensor:
+    """eps + value or max(eps, value); 1 where that is 0, which takes eps = 0: there 0 is divided."""
+    shifted = value + problem.eps if problem.eps_mode == "add" else value.clamp_min(problem.eps)
+    return shifted if problem.eps > 0 else shifted.masked_fill_(shifted == 0, 1)
+
+
+def normalize(problem: Problem, sums: Tensor, mass: Tensor, length: Tensor, m: Tensor) -> None:
+    """The end of the M-step: fills the length [G, K] of the means and the bases `m` [G, C, K]."""
+    total = divisor(problem, mass)
+    # torch.linalg.vector_norm over a strided dimension is several times slower
+    torch.div(sums.square().sum(1).sqrt_(), total, out=length)
+    torch.div(sums, total.mul_(divisor(problem, length)).unsqueeze(1), out=m)
 
 
 def normalize_backward(
@@ -152,25 +196,28 @@ def normalize_backward(
     """Gradients of the undivided sums [G, C, K] and of the mass [G, K] from that of the bases."""
     along = (m * grad_m).sum(1)
     add = problem.eps_mode == "add"
-    inverse_mass, inverse_length = inverse(problem, mass), inverse(problem, length)
+    total, unit = divisor(problem, mass), divisor(problem, length)
     # a dead base (length 0) has no direction to lose
     radial = torch.where(length > (0 if add else problem.eps), along / length, 0)
-    grad_sums = (grad_m * inverse_length.unsqueeze(1) - m * radial.unsqueeze(1)) * inverse_mass.unsqueeze(1)
+    grad_sums = (grad_m / unit.unsqueeze(1) - m * radial.unsqueeze(1)) / total.unsqueeze(1)
     # after the L2 norm the mass matters only through eps: written so that nothing cancels
     if add:
-        return grad_sums, -along * problem.eps * inverse_length * inverse_mass
+        return grad_sums, -along * problem.eps / unit / total
     only_mass_moves = (length <= problem.eps) & (mass > problem.eps)
-    return grad_sums, torch.where(only_mass_moves, -along * inverse_mass, 0)
+    return grad_sums, torch.where(only_mass_moves, -along / total, 0)
 
 
 def product_backward(problem: Problem, z: Tensor, grad_z: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax backward: gradient of the product x bases [G, N, K] and of the logit bias [G, K]."""
-    grad_logits = torch.ops.aten._softmax_backward_data(grad_z, z, -1, z.dtype)
+    if positions_are_fastest(problem):
+        grad_logits = torch.ops.aten._softmax_backward_data(grad_z.mT, z.mT, 1, z.dtype).mT
+    else:
+        grad_logits = torch.ops.aten._softmax_backward_data(grad_z, z, 2, z.dtype)
     grad_bias = grad_logits.sum(1)
     return (grad_logits if problem.scale == 1 else grad_logits.mul_(problem.scale)), grad_bias
 
 
-def product_in_order(problem: Problem, x: Tensor, left: Tensor, right: Tensor, *, is_gradient: bool = False) -> Tensor:
+def rebuilt(problem: Problem, x: Tensor, left: Tensor, right: Tensor, *, is_gradient: bool = False) -> Tensor:
     """left [G, N, R] times right [G, C, R] transposed, as [B, H, N, C] in the memory order and dtype of `x`."""
     columns = problem.order == "BHCN"
     product = unflat(problem, torch.bmm(right, left.mT) if columns else torch.bmm(left, right.mT))
