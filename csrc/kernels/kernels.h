@@ -1,0 +1,95 @@
+// The kernels of the core, one launch function each. G = images, Kp and Cp = padded bases and channels.
+//
+// Responsibilities and gradients of logits are [G, N, Kp] in the dtype of the features, zero beyond K. Rows of bases are
+// [G, Kp, Cp]. Partial sums are slots [G, splits, Kp, Cp] of float32, partial masses [G, splits, Kp]. Every function
+// launches on `stream`, allocates nothing, waits for nothing, and returns the error of the launch.
+#pragma once
+#include "../device/platform.h"
+#include "../plan.h"
+#include "../problem.h"
+
+namespace ema {
+
+// Bases [batch, heads, C, K] of float32 with any strides, times `factor`, as rows.
+struct Bases {
+  const float* data = nullptr;
+  int64_t batch_stride = 0, head_stride = 0, channel_stride = 0, base_stride = 0;
+};
+cudaError_t pack_rows(const Problem&, const Bases& bases, int channels, float factor, void* rows, cudaStream_t stream);
+
+// E-step, and the partial masses; with `sums` also the M-step of the same tile while it is on chip (plan.fused).
+struct EStep {
+  Features x;
+  Weight weight;
+  const void* logit_rows = nullptr;        // [G, Kp, Cp], times the temperature already
+  const float* logit_bias = nullptr;       // [G, K] or null
+  void* responsibilities = nullptr;        // [G, N, Kp], not weighted, or null
+  void* weighted_responsibilities = nullptr;  // [G, N, Kp] or null
+  float* sums = nullptr;                   // [G, splits, Kp, Cp] or null
+  float* masses = nullptr;                 // [G, splits, Kp]
+};
+cudaError_t e_step(const Problem&, const EStepPlan& plan, const EStep&, cudaStream_t stream);
+
+// Partial sums of features^T left: [G, splits, Kp, Cp of the features].
+cudaError_t m_step(const Problem&, const MStepPlan& plan, const Features& features, const void* left, float* sums,
+                   cudaStream_t stream);
+
+// The gradient of the logits. Responsibilities get one from the sums, weight * (x sums_rows^T * powers + grad_mass),
+// unless sums_rows is null, and one from the reconstruction, grad_y value_rows^T, unless value_rows is null.
+struct EStepGradient {
+  Features x, grad_y;
+  Weight weight;
+  const void* logit_rows = nullptr;
+  const float* logit_bias = nullptr;
+  const void* sums_rows = nullptr;    // [G, Kp, Cp], divided by powers
+  const float* powers = nullptr;      // [G, Kp]
+  const float* grad_mass = nullptr;   // [G, Kp]
+  const void* value_rows = nullptr;   // [G, Kp, Cp of grad_y]
+  void* responsibilities = nullptr;   // [G, N, Kp]; weighted and times powers if there are sums_rows
+  void* grad_logits = nullptr;        // [G, N, Kp]
+  float* sums = nullptr;              // x^T grad_logits, [G, splits, Kp, Cp], or null (plan.fused)
+  float* masses = nullptr;            // sum of grad_logits over the positions, [G, splits, Kp]
+};
+cudaError_t e_step_gradient(const Problem&, const EStepPlan& plan, const EStepGradient&, cudaStream_t stream);
+
+// Partial sums and masses added in a fixed order; sum_splits or mass_splits may differ.
+struct Partials {
+  const float* sums = nullptr;
+  int sum_splits = 0;
+  const float* masses = nullptr;  // null: no mass is wanted
+  int mass_splits = 0;
+};
+
+// total: factor * sums as [G, C, K] and the mass [G, K].
+cudaError_t add_partials(const Problem&, int channels, const Partials&, float factor, float* total, float* mass,
+                         cudaStream_t stream);
+
+// The end of the M-step: mass and length [G, K], the bases [G, C, K], and their rows times `scale` and plain.
+struct Normalized {
+  float* mass = nullptr;
+  float* length = nullptr;
+  float* bases = nullptr;
+  void* logit_rows = nullptr;  // times the temperature, or null
+  void* value_rows = nullptr;  // or null
+};
+cudaError_t normalize(const Problem&, const Partials&, const Normalized&, cudaStream_t stream);
+
+// Gradient of the undivided sums from factor * partial sums + extra, the gradient of the bases that they became.
+struct SumsGradient {
+  Partials partials;
+  float factor = 1;
+  const float* extra = nullptr;   // [G, C, K] or null
+  const float* bases = nullptr;   // [G, C, K]; null: what arrives is the gradient of the sums already
+  const float* mass = nullptr;    // [G, K]
+  const float* length = nullptr;  // [G, K]
+  void* rows = nullptr;           // [G, Kp, Cp], divided by powers
+  float* powers = nullptr;        // [G, Kp]
+  float* grad_mass = nullptr;     // [G, Kp]
+};
+cudaError_t normalize_gradient(const Problem&, const SumsGradient&, cudaStream_t stream);
+
+// out = sum over s of left[s] right[s]: left [products, G, N, Kp], right [products, G, Kp, Cp of out].
+cudaError_t rank_k_products(const Problem&, int products, const void* left, const void* right, const Features& out,
+                            cudaStream_t stream);
+
+}  // namespace ema

@@ -1,0 +1,35 @@
+// How a problem will be launched: a pure function of its shape and of the device.
+#pragma once
+#include "problem.h"
+
+namespace ema {
+
+struct Device {
+  int major = 8, minor = 0;
+  int multiprocessors = 108;
+  int shared_memory = 163 << 10;  // bytes that one block may use
+};
+
+constexpr int TILE = 64;  // positions of a tile
+
+// Launch of e_step and e_step_gradient: one block per image and split, tile after tile.
+struct EStepPlan {
+  int splits = 1;
+  bool fused = false;   // features stay on chip for the M-step
+  int feature_slots = 2;  // chunks of features in shared memory; all chunks of a tile and more when fused
+  int row_slots = 2;      // chunks of bases in shared memory
+  bool rows_resident = false;  // all chunks of bases are loaded once
+  int shared_memory = 0;  // bytes
+};
+
+struct MStepPlan {
+  int splits = 1;
+  int slots = 1;          // tiles in shared memory
+  int shared_memory = 0;  // bytes
+};
+
+EStepPlan plan_e_step(const Problem&, const Device&);
+EStepPlan plan_e_step_gradient(const Problem&, const Device&, bool has_sums, bool has_values);
+MStepPlan plan_m_step(const Problem&, int channels, const Device&);
+
+}  // namespace ema

@@ -1,0 +1,41 @@
+// What a call asks for. Every image is one head of one picture: images = batch * heads.
+#pragma once
+#include <cstdint>
+
+namespace ema {
+
+enum class Dtype { float32, bfloat16, float16 };
+
+// Features [batch, heads, positions, channels] in memory; strides in elements, one of the last two is 1.
+struct Features {
+  void* data = nullptr;
+  int64_t batch_stride = 0, head_stride = 0, position_stride = 0, channel_stride = 0;
+  int channels = 0;
+};
+
+// A weight [batch, heads, positions] of float32 with any strides; data may be null: all ones.
+struct Weight {
+  const float* data = nullptr;
+  int64_t batch_stride = 0, head_stride = 0, position_stride = 0;
+};
+
+struct Problem {
+  int batch = 1, heads = 1, positions = 1, channels = 1, value_channels = 1, num_bases = 1;
+  Dtype dtype = Dtype::float32;
+  bool tf32 = false;               // float32 products may drop to tf32
+  bool positions_fastest = false;  // memory order of all features: [.., C, N] instead of [.., N, C]
+  int num_iters = 1, grad_iters = 1;
+  float scale = 1, eps = 0;
+  bool eps_max = false;  // divide by max(eps, value) instead of eps + value
+
+  int images() const { return batch * heads; }
+};
+
+inline int element_size(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+inline int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }
+
+// Bases lie in memory as rows [images, padded_bases, padded_channels] in the dtype of the features, zero beyond K and C.
+inline int padded_bases(int num_bases) { return round_up(num_bases, 64); }
+inline int padded_channels(int channels) { return round_up(channels, 64); }
+
+}  // namespace ema
