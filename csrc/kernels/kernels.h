@@ -3,12 +3,15 @@
 // Responsibilities and gradients of logits are [G, N, Kp] in the dtype of the features, zero beyond K. Rows of bases are
 // [G, Kp, Cp]. Partial sums are slots [G, splits, Kp, Cp] of float32, partial masses [G, splits, Kp]. Every function
 // launches on `stream`, allocates nothing, waits for nothing, and returns the error of the launch.
+// Limits: K <= 256, C and Cv <= MAX_CHANNELS.
 #pragma once
 #include "../device/platform.h"
 #include "../plan.h"
 #include "../problem.h"
 
 namespace ema {
+
+constexpr int MAX_CHANNELS = 1024, MAX_BASES = 256;
 
 // Bases [batch, heads, C, K] of float32 with any strides, times `factor`, as rows.
 struct Bases {
@@ -88,8 +91,9 @@ struct SumsGradient {
 };
 cudaError_t normalize_gradient(const Problem&, const SumsGradient&, cudaStream_t stream);
 
-// out = sum over s of left[s] right[s]: left [products, G, N, Kp], right [products, G, Kp, Cp of out].
+// out = sum over s of left[s] right[s]: left [products, G, N, Kp], right [products, G, Kp, Cp of out]. With `saturate`
+// what float16 cannot hold becomes its largest number.
 cudaError_t rank_k_products(const Problem&, int products, const void* left, const void* right, const Features& out,
-                            cudaStream_t stream);
+                            bool saturate, cudaStream_t stream);
 
 }  // namespace ema
