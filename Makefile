@@ -1,9 +1,12 @@
-# make test    everything that runs without a GPU
-# make demo    the demo, about ten minutes on two cores; QUICK=1 for one minute
-# make check   style and types
-# make compile-sweep  the same for every row of the settings table
-# make speed   timings of the torch backend on a quiet CPU
-# make compile the Triton kernels compiled for every architecture, spills and shared memory checked
+# make test          everything that runs without a GPU and without nvcc
+# make demo          the demo, about ten minutes on two cores; QUICK=1 for one minute
+# make check         style and types
+# make compile       the Triton kernels compiled for every architecture, spills and shared memory checked
+# make compile-sweep the same for every row of the settings table
+# make core          the CUDA core compiled into the package here, only what has changed; nothing without nvcc
+# make test-core     that, and its tests: installed package, wheel, symbols, spills; skipped without nvcc
+# make speed         timings of the torch backend on a quiet CPU
+# make clean         removes all of it
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,16 +14,16 @@ TORCH ?= torch==2.13.0
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 
-.PHONY: test demo check compile compile-sweep speed clean
+.PHONY: test demo check compile compile-sweep core test-core speed clean
 
 $(INSTALLED): pyproject.toml setup.py Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet "$(TORCH)"
-	$(RUN) -m pip install --quiet --editable ".[triton,demo,dev]"
+	EMA_OPS_BUILD_CUDA=0 $(RUN) -m pip install --quiet --editable ".[triton,demo,dev]"
 	touch $@
 
 test: $(INSTALLED)
-	$(RUN) -m pytest tests --ignore=tests/triton --ignore=tests/triton_compile
+	$(RUN) -m pytest tests --ignore=tests/triton --ignore=tests/triton_compile --ignore=tests/build
 	TRITON_INTERPRET=1 $(RUN) -m pytest tests/triton
 
 demo: $(INSTALLED)
@@ -37,8 +40,14 @@ compile: $(INSTALLED)
 compile-sweep: $(INSTALLED)
 	$(RUN) -m pytest -m sweep tests/triton_compile
 
+core: $(INSTALLED)
+	$(RUN) setup.py --quiet build_ext --inplace
+
+test-core: core
+	$(RUN) -m pytest -rs tests/build
+
 speed: $(INSTALLED)
 	$(RUN) -m pytest -s -m speed tests/test_speed.py
 
 clean:
-	rm -rf $(VENV) build dist runs *.egg-info
+	rm -rf $(VENV) build dist runs *.egg-info ema_ops/_C.*.so ema_ops/core_build.txt

@@ -1,5 +1,7 @@
-"""Everything is in pyproject.toml; this file is where the compiled core will be built."""
+"""Everything is in pyproject.toml but the compiled core, which the folder `building` adds."""
 
 from setuptools import setup
 
-setup()
+from building.commands import setup_arguments
+
+setup(**setup_arguments())
