@@ -1,4 +1,4 @@
-// Python's view of the compiled core.
+// Python's view of the compiled core: sizes, strides, and addresses as integers.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -6,19 +6,215 @@
 #include <string>
 #include <vector>
 
+#include "loop.h"
+#include "parts.h"
+
+// The emulation of the tests gives the module another name, and has no architectures.
+#ifndef EMA_OPS_MODULE
+#define EMA_OPS_MODULE _C
+#endif
+#ifndef EMA_OPS_ARCHITECTURES
+#define EMA_OPS_ARCHITECTURES ""
+#define EMA_OPS_PTX_ARCHITECTURES ""
+#define EMA_OPS_NVCC_VERSION ""
+#endif
+
 namespace py = pybind11;
+using namespace py::literals;
+
+namespace ema {
+namespace {
 
 // Words separated by spaces, as the build passes them: "80 86 90a".
-static py::tuple words(const std::string& text) {
+py::tuple words(const std::string& text) {
   std::istringstream stream(text);
   std::vector<std::string> found;
   for (std::string word; stream >> word;) found.push_back(word);
   return py::tuple(py::cast(found));
 }
 
-PYBIND11_MODULE(_C, m) {
+using Address = uintptr_t;  // 0: null
+
+template <class T = float>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Where a call runs and the memory it may use.
+struct Place {
+  int device;
+  Address stream, workspace;
+
+  Call begin(const Problem& problem, const Plan& plan) const {
+    use_device(device);
+    return {problem, plan, at<std::remove_pointer_t<cudaStream_t>>(stream)};
+  }
+  Arena arena() const { return Arena(at<void>(workspace)); }
+};
+
+void bind_problem(py::module_& m) {
+  py::enum_<Dtype>(m, "Dtype")
+      .value("float32", Dtype::float32)
+      .value("bfloat16", Dtype::bfloat16)
+      .value("float16", Dtype::float16);
+  py::class_<Problem>(m, "Problem")
+      .def(py::init<>())
+      .def_readwrite("batch", &Problem::batch)
+      .def_readwrite("heads", &Problem::heads)
+      .def_readwrite("positions", &Problem::positions)
+      .def_readwrite("channels", &Problem::channels)
+      .def_readwrite("value_channels", &Problem::value_channels)
+      .def_readwrite("num_bases", &Problem::num_bases)
+      .def_readwrite("dtype", &Problem::dtype)
+      .def_readwrite("tf32", &Problem::tf32)
+      .def_readwrite("positions_fastest", &Problem::positions_fastest)
+      .def_readwrite("weighted", &Problem::weighted)
+      .def_readwrite("num_iters", &Problem::num_iters)
+      .def_readwrite("grad_iters", &Problem::grad_iters)
+      .def_readwrite("scale", &Problem::scale)
+      .def_readwrite("eps", &Problem::eps)
+      .def_readwrite("eps_max", &Problem::eps_max);
+}
+
+void bind_tensors(py::module_& m) {
+  py::class_<Features>(m, "Features")
+      .def(py::init([](Address data, int64_t batch, int64_t head, int64_t position, int64_t channel, int channels) {
+             return Features{at<void>(data), batch, head, position, channel, channels};
+           }),
+           "data"_a, "batch_stride"_a, "head_stride"_a, "position_stride"_a, "channel_stride"_a, "channels"_a);
+  py::class_<Weight>(m, "Weight")
+      .def(py::init([](Address data, int64_t batch, int64_t head, int64_t position) {
+             return Weight{at<const float>(data), batch, head, position};
+           }),
+           "data"_a, "batch_stride"_a, "head_stride"_a, "position_stride"_a);
+  py::class_<Bases>(m, "Bases")
+      .def(py::init([](Address data, int64_t batch, int64_t head, int64_t channel, int64_t base) {
+             return Bases{at<const float>(data), batch, head, channel, base};
+           }),
+           "data"_a, "batch_stride"_a, "head_stride"_a, "channel_stride"_a, "base_stride"_a);
+  py::class_<Place>(m, "Place").def(py::init<int, Address, Address>(), "device"_a, "stream"_a, "workspace"_a);
+}
+
+void bind_plan(py::module_& m) {
+  py::class_<Device>(m, "Device")
+      .def(py::init([](int major, int minor, int multiprocessors, int shared_memory) {
+             return Device{major, minor, multiprocessors, shared_memory};
+           }),
+           "major"_a, "minor"_a, "multiprocessors"_a, "shared_memory"_a)
+      .def_readonly("major", &Device::major)
+      .def_readonly("minor", &Device::minor)
+      .def_readonly("multiprocessors", &Device::multiprocessors)
+      .def_readonly("shared_memory", &Device::shared_memory);
+  // Writable, so that tests can launch the kernels in every way that they promise to work.
+  py::class_<EStepPlan>(m, "EStepPlan")
+      .def_readwrite("splits", &EStepPlan::splits)
+      .def_readwrite("fused", &EStepPlan::fused)
+      .def_readwrite("feature_slots", &EStepPlan::feature_slots)
+      .def_readwrite("row_slots", &EStepPlan::row_slots)
+      .def_readwrite("rows_resident", &EStepPlan::rows_resident)
+      .def_readwrite("shared_memory", &EStepPlan::shared_memory);
+  py::class_<MStepPlan>(m, "MStepPlan")
+      .def_readwrite("splits", &MStepPlan::splits)
+      .def_readwrite("slots", &MStepPlan::slots)
+      .def_readwrite("shared_memory", &MStepPlan::shared_memory);
+  py::class_<Plan>(m, "Plan")
+      .def_readwrite("e_step", &Plan::e_step)
+      .def_readwrite("iteration", &Plan::iteration)
+      .def_readwrite("gradient", &Plan::gradient)
+      .def_readwrite("first_gradient", &Plan::first_gradient)
+      .def_readwrite("last_gradient", &Plan::last_gradient)
+      .def_readwrite("value_gradient", &Plan::value_gradient)
+      .def_readwrite("m_step", &Plan::m_step)
+      .def_readwrite("value_m_step", &Plan::value_m_step);
+  m.def("plan", &make_plan, "problem"_a, "device"_a, "How a problem is launched on a device; needs no device.");
+}
+
+// Every entry point comes with the bytes of workspace that it needs for a problem and a plan.
+void bind_loop(py::module_& m) {
+  const auto released = py::call_guard<py::gil_scoped_release>();
+  m.def("em_forward_bytes", &em_forward_bytes, "problem"_a, "plan"_a);
+  m.def(
+      "em_forward",
+      [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Weight& weight,
+         const Features& y, Address path, Address bases, Address mass, Address length) {
+        em_forward(place.begin(problem, plan), {x, y, weight, at(path), at(bases), at(mass), at(length)},
+                   place.arena());
+      },
+      "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "y"_a, "path"_a, "bases"_a, "mass"_a, "length"_a, released);
+  m.def("em_backward_bytes", &em_backward_bytes, "problem"_a, "plan"_a);
+  m.def(
+      "em_backward",
+      [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Weight& weight,
+         const Features& grad_y, Address grad_bases, Address path, Address bases, Address mass, Address length,
+         const Features& grad_x, Address grad_initial) {
+        em_backward(place.begin(problem, plan),
+                    {x, grad_y, grad_x, weight, at(path), at(bases), at(mass), at(length), at(grad_bases),
+                     at(grad_initial)},
+                    place.arena());
+      },
+      "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "grad_y"_a, "grad_bases"_a, "path"_a, "bases"_a, "mass"_a,
+      "length"_a, "grad_x"_a, "grad_initial"_a, released);
+}
+
+void bind_parts(py::module_& m) {
+  const auto released = py::call_guard<py::gil_scoped_release>();
+  m.def("em_step_bytes", &em_step_bytes, "problem"_a, "plan"_a);
+  m.def(
+      "em_step",
+      [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Weight& weight,
+         const Bases& bases, Address logit_bias, Address sums, Address mass) {
+        em_step(place.begin(problem, plan), {x, weight, bases, at(logit_bias), at(sums), at(mass)}, place.arena());
+      },
+      "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "bases"_a, "logit_bias"_a, "sums"_a, "mass"_a, released);
+  m.def("em_step_backward_bytes", &em_step_backward_bytes, "problem"_a, "plan"_a);
+  m.def(
+      "em_step_backward",
+      [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Weight& weight,
+         const Bases& bases, Address logit_bias, Address grad_sums, Address grad_mass, const Features& grad_x,
+         Address grad_bases, Address grad_logit_bias) {
+        em_step_backward(place.begin(problem, plan),
+                         {x, grad_x, weight, bases, at(logit_bias), at(grad_sums), at(grad_mass), at(grad_bases),
+                          at(grad_logit_bias)},
+                         place.arena());
+      },
+      "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "bases"_a, "logit_bias"_a, "grad_sums"_a, "grad_mass"_a,
+      "grad_x"_a, "grad_bases"_a, "grad_logit_bias"_a, released);
+  m.def("em_reconstruct_bytes", &em_reconstruct_bytes, "problem"_a, "plan"_a);
+  m.def(
+      "em_reconstruct",
+      [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Bases& logit_bases,
+         const Bases& value_bases, Address logit_bias, const Features& y) {
+        em_reconstruct(place.begin(problem, plan), {x, y, logit_bases, value_bases, at(logit_bias)}, place.arena());
+      },
+      "problem"_a, "plan"_a, "place"_a, "x"_a, "logit_bases"_a, "value_bases"_a, "logit_bias"_a, "y"_a, released);
+  m.def("em_reconstruct_backward_bytes", &em_reconstruct_backward_bytes, "problem"_a, "plan"_a);
+  m.def(
+      "em_reconstruct_backward",
+      [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Bases& logit_bases,
+         const Bases& value_bases, Address logit_bias, const Features& grad_y, const Features& grad_x,
+         Address grad_logit_bases, Address grad_value_bases, Address grad_logit_bias) {
+        em_reconstruct_backward(place.begin(problem, plan),
+                                {x, grad_y, grad_x, logit_bases, value_bases, at(logit_bias), at(grad_logit_bases),
+                                 at(grad_value_bases), at(grad_logit_bias)},
+                                place.arena());
+      },
+      "problem"_a, "plan"_a, "place"_a, "x"_a, "logit_bases"_a, "value_bases"_a, "logit_bias"_a, "grad_y"_a,
+      "grad_x"_a, "grad_logit_bases"_a, "grad_value_bases"_a, "grad_logit_bias"_a, released);
+}
+
+}  // namespace
+}  // namespace ema
+
+PYBIND11_MODULE(EMA_OPS_MODULE, m) {
   m.doc() = "The compiled CUDA core of ema_ops: raw pointers, sizes, strides and a stream; it knows no torch.";
-  m.attr("architectures") = words(EMA_OPS_ARCHITECTURES);
-  m.attr("ptx_architectures") = words(EMA_OPS_PTX_ARCHITECTURES);
+  m.attr("architectures") = ema::words(EMA_OPS_ARCHITECTURES);
+  m.attr("ptx_architectures") = ema::words(EMA_OPS_PTX_ARCHITECTURES);
   m.attr("nvcc_version") = EMA_OPS_NVCC_VERSION;
+  m.attr("max_channels") = ema::MAX_CHANNELS;
+  m.attr("max_bases") = ema::MAX_BASES;
+  ema::bind_problem(m);
+  ema::bind_tensors(m);
+  ema::bind_plan(m);
+  ema::bind_loop(m);
+  ema::bind_parts(m);
 }

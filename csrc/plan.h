@@ -15,7 +15,7 @@ constexpr int TILE = 64;  // positions of a tile
 // Launch of e_step and e_step_gradient: one block per image and split, tile after tile.
 struct EStepPlan {
   int splits = 1;
-  bool fused = false;   // features stay on chip for the M-step
+  bool fused = false;     // features stay on chip for the M-step
   int feature_slots = 2;  // chunks of features in shared memory; all chunks of a tile and more when fused
   int row_slots = 2;      // chunks of bases in shared memory
   bool rows_resident = false;  // all chunks of bases are loaded once
@@ -28,8 +28,27 @@ struct MStepPlan {
   int shared_memory = 0;  // bytes
 };
 
-EStepPlan plan_e_step(const Problem&, const Device&);
-EStepPlan plan_e_step_gradient(const Problem&, const Device&, bool has_sums, bool has_values);
+// What an E-step or its gradient does beside its responsibilities.
+struct EStepWork {
+  bool m_step = false;      // an M-step follows: fused where it fits
+  bool has_sums = false;    // e_step_gradient: there are sums_rows
+  bool has_values = false;  // e_step_gradient: there are value_rows
+};
+
+EStepPlan plan_e_step(const Problem&, const Device&, const EStepWork&);
 MStepPlan plan_m_step(const Problem&, int channels, const Device&);
+
+// Every launch that the entry points need.
+struct Plan {
+  EStepPlan e_step;           // responsibilities alone
+  EStepPlan iteration;        // E-step before an M-step
+  EStepPlan gradient;         // of an iteration, before an M-step
+  EStepPlan first_gradient;   // of an iteration whose bases need no gradient
+  EStepPlan last_gradient;    // of the iteration before the reconstruction
+  EStepPlan value_gradient;   // of a reconstruction alone
+  MStepPlan m_step;           // of features of C channels
+  MStepPlan value_m_step;     // of features of Cv channels
+};
+Plan make_plan(const Problem&, const Device&);
 
 }  // namespace ema

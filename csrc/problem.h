@@ -2,6 +2,12 @@
 #pragma once
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define EMA_HOST_DEVICE __host__ __device__
+#else
+#define EMA_HOST_DEVICE
+#endif
+
 namespace ema {
 
 enum class Dtype { float32, bfloat16, float16 };
@@ -24,6 +30,7 @@ struct Problem {
   Dtype dtype = Dtype::float32;
   bool tf32 = false;               // float32 products may drop to tf32
   bool positions_fastest = false;  // memory order of all features: [.., C, N] instead of [.., N, C]
+  bool weighted = false;           // positions have weights
   int num_iters = 1, grad_iters = 1;
   float scale = 1, eps = 0;
   bool eps_max = false;  // divide by max(eps, value) instead of eps + value
@@ -32,10 +39,10 @@ struct Problem {
 };
 
 inline int element_size(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
-inline int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }
+EMA_HOST_DEVICE inline int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }
 
 // Bases lie in memory as rows [images, padded_bases, padded_channels] in the dtype of the features, zero beyond K and C.
-inline int padded_bases(int num_bases) { return round_up(num_bases, 64); }
-inline int padded_channels(int channels) { return round_up(channels, 64); }
+EMA_HOST_DEVICE inline int padded_bases(int num_bases) { return round_up(num_bases, 64); }
+EMA_HOST_DEVICE inline int padded_channels(int channels) { return round_up(channels, 64); }
 
 }  // namespace ema

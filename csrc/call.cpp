@@ -1,0 +1,98 @@
+#include "call.h"
+
+#include <string>
+
+namespace ema {
+namespace {
+
+std::string shape_of(const Problem& problem) {
+  const char* dtypes[] = {"float32", "bfloat16", "float16"};
+  auto part = [](const char* name, int value) { return std::string(name) + " = " + std::to_string(value) + ", "; };
+  return part("B", problem.batch) + part("H", problem.heads) + part("N", problem.positions) +
+         part("C", problem.channels) + part("Cv", problem.value_channels) + part("K", problem.num_bases) +
+         dtypes[static_cast<int>(problem.dtype)];
+}
+
+std::string reason_of(cudaError_t error) {
+#ifdef EMA_SIMT
+  return "CUDA error " + std::to_string(error);
+#else
+  return cudaGetErrorString(error);
+#endif
+}
+
+}  // namespace
+
+void use_device(int ordinal) {
+#ifdef EMA_SIMT
+  const cudaError_t error = ordinal == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+#else
+  const cudaError_t error = cudaSetDevice(ordinal);
+#endif
+  if (error != cudaSuccess)
+    throw LaunchError("device " + std::to_string(ordinal) + " cannot be used: " + reason_of(error));
+}
+
+IterationSpace::IterationSpace(const Problem& problem, const Plan& plan, bool keeps, Arena& arena)
+    : logit_rows(arena.take(row_bytes(problem, problem.channels))),
+      responsibilities(nullptr),
+      weighted_responsibilities(nullptr),
+      slots(problem, int64_t{plan.iteration.fused ? plan.iteration.splits : plan.m_step.splits} *
+                         padded_channels(problem.channels),
+            plan.iteration.splits, arena) {
+  const bool stored = !plan.iteration.fused;
+  if (keeps || (stored && !problem.weighted)) responsibilities = arena.take(responsibility_bytes(problem));
+  if (stored && problem.weighted) weighted_responsibilities = arena.take(responsibility_bytes(problem));
+}
+
+void Call::check(const char* kernel, cudaError_t error) const {
+  if (error != cudaSuccess)
+    throw LaunchError(std::string("the launch of ") + kernel + " failed for " + shape_of(problem) + ": " +
+                      reason_of(error));
+}
+
+void Call::pack(const float* bases, int channels, float factor, void* rows) const {
+  const int64_t image = int64_t{channels} * problem.num_bases;
+  pack(Bases{bases, image * problem.heads, image, problem.num_bases, 1}, channels, factor, rows);
+}
+
+void Call::pack(const Bases& bases, int channels, float factor, void* rows) const {
+  check("pack_rows", pack_rows(problem, bases, channels, factor, rows, stream));
+}
+
+Partials Call::iterate(const Features& x, const Weight& weight, const float* logit_bias, bool keeps,
+                       const IterationSpace& space) const {
+  const EStepPlan& e_step_plan = plan.iteration;
+  const bool stored = !e_step_plan.fused;
+  EStep io;
+  io.x = x;
+  io.weight = weight;
+  io.logit_rows = space.logit_rows;
+  io.logit_bias = logit_bias;
+  if (keeps || (stored && !problem.weighted)) io.responsibilities = space.responsibilities;
+  if (stored && problem.weighted) io.weighted_responsibilities = space.weighted_responsibilities;
+  if (!stored) io.sums = space.slots.sums;
+  io.masses = space.slots.masses;
+  check("e_step", e_step(problem, e_step_plan, io, stream));
+  Partials partials{space.slots.sums, e_step_plan.splits, space.slots.masses, e_step_plan.splits};
+  if (stored) {
+    const void* left = problem.weighted ? space.weighted_responsibilities : space.responsibilities;
+    check("m_step", m_step(problem, plan.m_step, x, left, space.slots.sums, stream));
+    partials.sum_splits = plan.m_step.splits;
+  }
+  return partials;
+}
+
+Partials Call::backward(const EStepPlan& e_step_plan, EStepGradient gradient, bool m_step, const Slots& slots) const {
+  gradient.sums = e_step_plan.fused ? slots.sums : nullptr;
+  gradient.masses = slots.masses;
+  check("e_step_gradient", e_step_gradient(problem, e_step_plan, gradient, stream));
+  Partials partials{slots.sums, e_step_plan.splits, slots.masses, e_step_plan.splits};
+  if (m_step && !e_step_plan.fused) {
+    check("m_step", ema::m_step(problem, plan.m_step, gradient.x, gradient.grad_logits, slots.sums, stream));
+    partials.sum_splits = plan.m_step.splits;
+  }
+  return partials;
+}
+
+}  // namespace ema

@@ -1,0 +1,50 @@
+// A call in progress: its kernels one after the other on one stream, every launch checked.
+#pragma once
+#include <stdexcept>
+
+#include "kernels/kernels.h"
+#include "workspace.h"
+
+namespace ema {
+
+// A launch that failed; the message names the kernel, the shape and CUDA's reason.
+struct LaunchError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Makes a device the current one of this thread; raises LaunchError.
+void use_device(int ordinal);
+
+// Memory of iterations: the bases as rows, responsibilities where they are stored, and partial sums.
+struct IterationSpace {
+  void* logit_rows;
+  void* responsibilities;           // null: they stay on chip
+  void* weighted_responsibilities;  // null: they stay on chip or there are no weights
+  Slots slots;
+
+  // `keeps` if responsibilities are wanted afterwards.
+  IterationSpace(const Problem& problem, const Plan& plan, bool keeps, Arena& arena);
+};
+
+struct Call {
+  const Problem& problem;
+  const Plan& plan;
+  cudaStream_t stream;
+
+  // Raises LaunchError unless `error` is success.
+  void check(const char* kernel, cudaError_t error) const;
+
+  // Dense bases [G, C, K] as rows, times `factor`.
+  void pack(const float* bases, int channels, float factor, void* rows) const;
+  void pack(const Bases& bases, int channels, float factor, void* rows) const;
+
+  // E-step and M-step from space.logit_rows, in one kernel where the plan says so. With `keeps`, space.responsibilities
+  // are those of this iteration afterwards, not weighted.
+  Partials iterate(const Features& x, const Weight& weight, const float* logit_bias, bool keeps,
+                   const IterationSpace& space) const;
+
+  // The gradient of the logits, and with `m_step` also x^T times it. Fills in the slots of `gradient`.
+  Partials backward(const EStepPlan& e_step_plan, EStepGradient gradient, bool m_step, const Slots& slots) const;
+};
+
+}  // namespace ema

@@ -1,0 +1,134 @@
+#include "loop.h"
+
+#include <algorithm>
+
+#include "products.h"
+
+namespace ema {
+namespace {
+
+struct ForwardSpace {
+  IterationSpace iteration;
+  void* value_rows;
+
+  ForwardSpace(const Problem& problem, const Plan& plan, Arena& arena)
+      : iteration(problem, plan, true, arena), value_rows(arena.take(row_bytes(problem, problem.channels))) {}
+};
+
+// Two products for every iteration: weighted responsibilities and the gradient of the sums, the gradient of the logits
+// and the bases they were made with.
+struct BackwardSpace {
+  Products products;
+  void* value_rows;
+  Slots slots;
+  float* powers;
+  float* grad_mass;
+
+  BackwardSpace(const Problem& problem, const Plan& plan, Arena& arena)
+      : products(problem, 2 * problem.grad_iters, arena),
+        value_rows(arena.take(row_bytes(problem, problem.channels))),
+        slots(problem,
+              int64_t{std::max(plan.m_step.splits, plan.gradient.fused ? plan.gradient.splits : 0)} *
+                  padded_channels(problem.channels),
+              std::max({plan.e_step.splits, plan.last_gradient.splits, plan.gradient.splits,
+                        plan.first_gradient.splits}),
+              arena),
+        powers(arena.take_floats(per_base(problem))),
+        grad_mass(arena.take_floats(per_base(problem))) {}
+};
+
+}  // namespace
+
+void em_forward(const Call& call, const Forward& io, Arena workspace) {
+  const Problem& problem = call.problem;
+  const ForwardSpace space(problem, call.plan, workspace);
+  const int64_t columns = int64_t{problem.images()} * problem.num_bases, matrices = columns * problem.channels;
+  call.pack(io.path, problem.channels, problem.scale, space.iteration.logit_rows);
+  for (int t = 0; t < problem.num_iters; ++t) {
+    const bool is_last = t + 1 == problem.num_iters;
+    const Partials partials = call.iterate(io.x, io.weight, nullptr, is_last, space.iteration);
+    Normalized next;
+    next.mass = io.mass + t * columns;
+    next.length = io.length + t * columns;
+    next.bases = is_last ? io.bases : io.path + (t + 1) * matrices;
+    (is_last ? next.value_rows : next.logit_rows) = is_last ? space.value_rows : space.iteration.logit_rows;
+    call.check("normalize", normalize(problem, partials, next, call.stream));
+  }
+  call.check("rank_k_products", rank_k_products(problem, 1, space.iteration.responsibilities, space.value_rows, io.y,
+                                                false, call.stream));
+}
+
+int64_t em_forward_bytes(const Problem& problem, const Plan& plan) {
+  Arena arena;
+  ForwardSpace(problem, plan, arena);
+  return arena.used();
+}
+
+void em_backward(const Call& call, const Backward& io, Arena workspace) {
+  const Problem& problem = call.problem;
+  const Plan& plan = call.plan;
+  const BackwardSpace space(problem, plan, workspace);
+  const Products& products = space.products;
+  const int64_t columns = int64_t{problem.images()} * problem.num_bases, matrices = columns * problem.channels;
+  const int pairs = problem.grad_iters, last = problem.num_iters - 1, stop = problem.num_iters - pairs;
+  for (int i = 0; i < pairs; ++i)
+    call.pack(io.path + (stop + i) * matrices, problem.channels, problem.scale, products.right(2 * i + 1));
+  call.pack(io.bases, problem.channels, 1, space.value_rows);
+
+  EStep e;
+  e.x = io.x;
+  e.weight = io.weight;
+  e.logit_rows = products.right(2 * pairs - 1);
+  e.responsibilities = products.left(2 * pairs - 2);
+  e.masses = space.slots.masses;
+  call.check("e_step", e_step(problem, plan.e_step, e, call.stream));
+  call.check("m_step", m_step(problem, plan.m_step, io.grad_y, e.responsibilities, space.slots.sums, call.stream));
+
+  SumsGradient sums;
+  sums.partials.sums = space.slots.sums;
+  sums.partials.sum_splits = plan.m_step.splits;
+  sums.extra = io.grad_bases;
+  sums.bases = io.bases;
+  sums.powers = space.powers;
+  sums.grad_mass = space.grad_mass;
+  for (int t = last; t >= stop; --t) {
+    const int pair = t - stop;
+    sums.mass = io.mass + t * columns;
+    sums.length = io.length + t * columns;
+    sums.rows = products.right(2 * pair);
+    call.check("normalize_gradient", normalize_gradient(problem, sums, call.stream));
+    EStepGradient e_step;
+    e_step.x = io.x;
+    e_step.weight = io.weight;
+    e_step.logit_rows = products.right(2 * pair + 1);
+    e_step.sums_rows = sums.rows;
+    e_step.powers = space.powers;
+    e_step.grad_mass = space.grad_mass;
+    e_step.responsibilities = products.left(2 * pair);
+    e_step.grad_logits = products.left(2 * pair + 1);
+    if (t == last) {
+      e_step.grad_y = io.grad_y;
+      e_step.value_rows = space.value_rows;
+    }
+    const bool m_step = t > stop || io.grad_initial != nullptr;
+    const EStepPlan& e_step_plan = t == last ? plan.last_gradient : m_step ? plan.gradient : plan.first_gradient;
+    const Partials partials = call.backward(e_step_plan, e_step, m_step, space.slots);
+    sums.partials = {partials.sums, partials.sum_splits, nullptr, 0};
+    sums.factor = problem.scale;
+    sums.extra = nullptr;
+    sums.bases = io.path + t * matrices;
+  }
+  if (io.grad_initial != nullptr)
+    call.check("add_partials", add_partials(problem, problem.channels, sums.partials, problem.scale, io.grad_initial,
+                                            nullptr, call.stream));
+  call.check("rank_k_products", rank_k_products(problem, 2 * pairs, products.left(0), products.right(0), io.grad_x,
+                                                true, call.stream));
+}
+
+int64_t em_backward_bytes(const Problem& problem, const Plan& plan) {
+  Arena arena;
+  BackwardSpace(problem, plan, arena);
+  return arena.used();
+}
+
+}  // namespace ema

@@ -1,0 +1,160 @@
+#include "parts.h"
+
+#include <algorithm>
+
+#include "products.h"
+
+namespace ema {
+namespace {
+
+struct StepBackwardSpace {
+  Products products;
+  Slots slots;
+  float* powers;
+  float* grad_mass;
+
+  StepBackwardSpace(const Problem& problem, const Plan& plan, Arena& arena)
+      : products(problem, 2, arena),
+        slots(problem,
+              int64_t{plan.gradient.fused ? plan.gradient.splits : plan.m_step.splits} *
+                  padded_channels(problem.channels),
+              plan.gradient.splits, arena),
+        powers(arena.take_floats(per_base(problem))),
+        grad_mass(arena.take_floats(per_base(problem))) {}
+};
+
+struct ReconstructSpace {
+  void* logit_rows;
+  void* value_rows;
+  void* responsibilities;
+  float* masses;
+
+  ReconstructSpace(const Problem& problem, const Plan& plan, Arena& arena)
+      : logit_rows(arena.take(row_bytes(problem, problem.channels))),
+        value_rows(arena.take(row_bytes(problem, problem.value_channels))),
+        responsibilities(arena.take(responsibility_bytes(problem))),
+        masses(arena.take_floats(per_base(problem) * plan.e_step.splits)) {}
+};
+
+struct ReconstructBackwardSpace {
+  Products products;
+  void* value_rows;
+  void* responsibilities;
+  Slots slots;
+
+  ReconstructBackwardSpace(const Problem& problem, const Plan& plan, Arena& arena)
+      : products(problem, 1, arena),
+        value_rows(arena.take(row_bytes(problem, problem.value_channels))),
+        responsibilities(arena.take(responsibility_bytes(problem))),
+        slots(problem,
+              std::max(int64_t{plan.m_step.splits} * padded_channels(problem.channels),
+                       int64_t{plan.value_m_step.splits} * padded_channels(problem.value_channels)),
+              plan.value_gradient.splits, arena) {}
+};
+
+}  // namespace
+
+void em_step(const Call& call, const Step& io, Arena workspace) {
+  const Problem& problem = call.problem;
+  const IterationSpace space(problem, call.plan, false, workspace);
+  call.pack(io.bases, problem.channels, problem.scale, space.logit_rows);
+  const Partials partials = call.iterate(io.x, io.weight, io.logit_bias, false, space);
+  call.check("add_partials", add_partials(problem, problem.channels, partials, 1, io.sums, io.mass, call.stream));
+}
+
+int64_t em_step_bytes(const Problem& problem, const Plan& plan) {
+  Arena arena;
+  IterationSpace(problem, plan, false, arena);
+  return arena.used();
+}
+
+void em_step_backward(const Call& call, const StepBackward& io, Arena workspace) {
+  const Problem& problem = call.problem;
+  const StepBackwardSpace space(problem, call.plan, workspace);
+  const Products& products = space.products;
+  call.pack(io.bases, problem.channels, problem.scale, products.right(1));
+  SumsGradient sums;
+  sums.extra = io.grad_sums;
+  sums.mass = io.grad_mass;
+  sums.rows = products.right(0);
+  sums.powers = space.powers;
+  sums.grad_mass = space.grad_mass;
+  call.check("normalize_gradient", normalize_gradient(problem, sums, call.stream));
+  EStepGradient e_step;
+  e_step.x = io.x;
+  e_step.weight = io.weight;
+  e_step.logit_rows = products.right(1);
+  e_step.logit_bias = io.logit_bias;
+  e_step.sums_rows = products.right(0);
+  e_step.powers = space.powers;
+  e_step.grad_mass = space.grad_mass;
+  e_step.responsibilities = products.left(0);
+  e_step.grad_logits = products.left(1);
+  const Partials partials = call.backward(call.plan.gradient, e_step, true, space.slots);
+  call.check("add_partials", add_partials(problem, problem.channels, partials, problem.scale, io.grad_bases,
+                                          io.grad_logit_bias, call.stream));
+  call.check("rank_k_products",
+             rank_k_products(problem, 2, products.left(0), products.right(0), io.grad_x, true, call.stream));
+}
+
+int64_t em_step_backward_bytes(const Problem& problem, const Plan& plan) {
+  Arena arena;
+  StepBackwardSpace(problem, plan, arena);
+  return arena.used();
+}
+
+void em_reconstruct(const Call& call, const Reconstruct& io, Arena workspace) {
+  const Problem& problem = call.problem;
+  const ReconstructSpace space(problem, call.plan, workspace);
+  call.pack(io.logit_bases, problem.channels, problem.scale, space.logit_rows);
+  call.pack(io.value_bases, problem.value_channels, 1, space.value_rows);
+  EStep e;
+  e.x = io.x;
+  e.logit_rows = space.logit_rows;
+  e.logit_bias = io.logit_bias;
+  e.responsibilities = space.responsibilities;
+  e.masses = space.masses;
+  call.check("e_step", e_step(problem, call.plan.e_step, e, call.stream));
+  call.check("rank_k_products",
+             rank_k_products(problem, 1, space.responsibilities, space.value_rows, io.y, false, call.stream));
+}
+
+int64_t em_reconstruct_bytes(const Problem& problem, const Plan& plan) {
+  Arena arena;
+  ReconstructSpace(problem, plan, arena);
+  return arena.used();
+}
+
+void em_reconstruct_backward(const Call& call, const ReconstructBackward& io, Arena workspace) {
+  const Problem& problem = call.problem;
+  const Plan& plan = call.plan;
+  const ReconstructBackwardSpace space(problem, plan, workspace);
+  call.pack(io.logit_bases, problem.channels, problem.scale, space.products.right(0));
+  call.pack(io.value_bases, problem.value_channels, 1, space.value_rows);
+  EStepGradient e_step;
+  e_step.x = io.x;
+  e_step.grad_y = io.grad_y;
+  e_step.logit_rows = space.products.right(0);
+  e_step.logit_bias = io.logit_bias;
+  e_step.value_rows = space.value_rows;
+  e_step.responsibilities = space.responsibilities;
+  e_step.grad_logits = space.products.left(0);
+  const Partials logits = call.backward(plan.value_gradient, e_step, true, space.slots);
+  call.check("add_partials", add_partials(problem, problem.channels, logits, problem.scale, io.grad_logit_bases,
+                                          io.grad_logit_bias, call.stream));
+  call.check("m_step", m_step(problem, plan.value_m_step, io.grad_y, space.responsibilities, space.slots.sums,
+                              call.stream));
+  const Partials values{space.slots.sums, plan.value_m_step.splits, nullptr, 0};
+  call.check("add_partials", add_partials(problem, problem.value_channels, values, 1, io.grad_value_bases, nullptr,
+                                          call.stream));
+  call.check("rank_k_products", rank_k_products(problem, 1, space.products.left(0), space.products.right(0),
+                                                io.grad_x, true, call.stream));
+}
+
+int64_t em_reconstruct_backward_bytes(const Problem& problem, const Plan& plan) {
+  Arena arena;
+  ReconstructBackwardSpace(problem, plan, arena);
+  return arena.used();
+}
+
+}  // namespace ema

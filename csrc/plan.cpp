@@ -1,0 +1,136 @@
+#include "plan.h"
+
+#include <algorithm>
+
+namespace ema {
+namespace {
+
+constexpr int CHUNK_BYTES = 128;                 // of a row of features or bases
+constexpr int FEATURE_BYTES = TILE * CHUNK_BYTES;
+constexpr int Z_BYTES = TILE * CHUNK_BYTES;      // 64 responsibilities of a tile, for the fused M-step
+constexpr int STATISTICS_BYTES = 2048;
+constexpr int RESERVED_BYTES = 1024;             // what CUDA takes of the shared memory for every block
+constexpr int MAX_SLOTS = 3;                     // of a pipeline whose chunks are used once
+constexpr int FUSED_BASES = 64, FUSED_CHUNKS = 8;
+
+int64_t ceil_div(int64_t numerator, int64_t denominator) { return (numerator + denominator - 1) / denominator; }
+
+// Bytes that decide how the tiles of every image are split between blocks.
+struct SplitCost {
+  int64_t works;        // independent pieces of work, each over all tiles: images times groups of channels
+  int64_t tiles;
+  int64_t tile_bytes;   // read for a tile
+  int64_t block_bytes;  // read once by a block
+  int64_t slot_bytes;   // partial sums of a block, written once and read once
+  int blocks;           // that run at the same time
+  int multiprocessors;
+
+  // What one multiprocessor moves: its waves of blocks, and its share of all slots.
+  double of(int64_t splits) const {
+    int64_t waves = ceil_div(works * splits, blocks);
+    return static_cast<double>(waves * (ceil_div(tiles, splits) * tile_bytes + block_bytes)) +
+           2.0 * static_cast<double>(works * splits * slot_bytes) / multiprocessors;
+  }
+
+  int best() const {
+    int64_t most = std::min(tiles, std::max<int64_t>(1, 2 * blocks / works)), best = 1;
+    for (int64_t splits = 2; splits <= most; ++splits)
+      if (of(splits) < of(best)) best = splits;
+    return static_cast<int>(best);
+  }
+};
+
+int chunk_elements(const Problem& problem) { return CHUNK_BYTES / element_size(problem.dtype); }
+int64_t tile_count(const Problem& problem) { return ceil_div(problem.positions, TILE); }
+
+// The slots of a fused E-step, features of a whole tile and as many of the next one as fit; false if none do.
+bool fuse(EStepPlan& plan, int chunks, int row_bytes, const Device& device) {
+  for (int row_slots : {chunks, std::min(chunks, 4), std::min(chunks, 2)}) {
+    int left = device.shared_memory - row_slots * row_bytes - Z_BYTES - STATISTICS_BYTES;
+    if (left < chunks * FEATURE_BYTES) continue;
+    plan.fused = true;
+    plan.feature_slots = std::min(left / FEATURE_BYTES, 2 * chunks);
+    plan.row_slots = row_slots;
+    plan.rows_resident = row_slots == chunks;
+    plan.shared_memory = plan.feature_slots * FEATURE_BYTES + row_slots * row_bytes + Z_BYTES + STATISTICS_BYTES;
+    return true;
+  }
+  return false;
+}
+
+// How many blocks of 256 threads share a multiprocessor when registers allow two.
+int resident_blocks(int shared_memory, const Device& device) {
+  return 2 * (shared_memory + RESERVED_BYTES) <= device.shared_memory + RESERVED_BYTES ? 2 : 1;
+}
+
+// The slots of an E-step that streams chunks: deep enough to hide loads, shallow enough for a second block.
+void stream(EStepPlan& plan, int row_bytes, const Device& device) {
+  auto bytes = [&](int slots) { return slots * (FEATURE_BYTES + row_bytes) + STATISTICS_BYTES; };
+  int slots = MAX_SLOTS;
+  while (slots > 2 && resident_blocks(bytes(slots), device) < 2) --slots;
+  if (resident_blocks(bytes(slots), device) < 2)
+    for (slots = MAX_SLOTS; slots > 1 && bytes(slots) > device.shared_memory;) --slots;
+  plan.fused = plan.rows_resident = false;
+  plan.feature_slots = plan.row_slots = slots;
+  plan.shared_memory = bytes(slots);
+}
+
+}  // namespace
+
+EStepPlan plan_e_step(const Problem& problem, const Device& device, const EStepWork& work) {
+  const int rows = problem.num_bases <= 64 ? 64 : 256;
+  const int row_bytes = rows * CHUNK_BYTES * (work.has_sums ? 2 : 1);
+  const int64_t chunks = ceil_div(problem.channels, chunk_elements(problem));
+  const bool may_fuse = work.m_step && !work.has_values && element_size(problem.dtype) == 2 &&
+                        problem.num_bases <= FUSED_BASES && chunks <= FUSED_CHUNKS;
+  EStepPlan plan;
+  if (!may_fuse || !fuse(plan, static_cast<int>(chunks), row_bytes, device)) stream(plan, row_bytes, device);
+
+  const int64_t value_chunks = work.has_values ? ceil_div(problem.value_channels, chunk_elements(problem)) : 0;
+  const int64_t read_rows = chunks * row_bytes + value_chunks * rows * CHUNK_BYTES;
+  SplitCost cost;
+  cost.works = problem.images();
+  cost.tiles = tile_count(problem);
+  cost.tile_bytes = (chunks + value_chunks) * FEATURE_BYTES + (plan.rows_resident ? 0 : read_rows);
+  cost.block_bytes = plan.rows_resident ? read_rows : 0;
+  cost.slot_bytes =
+      plan.fused ? int64_t{4} * padded_bases(problem.num_bases) * padded_channels(problem.channels) : 0;
+  cost.blocks = device.multiprocessors * (plan.fused ? 1 : resident_blocks(plan.shared_memory, device));
+  cost.multiprocessors = device.multiprocessors;
+  plan.splits = cost.best();
+  return plan;
+}
+
+MStepPlan plan_m_step(const Problem& problem, int channels, const Device& device) {
+  const int bases = padded_bases(problem.num_bases), all_channels = padded_channels(channels);
+  const int group = std::min(8 / (bases / 64) * 64, all_channels);
+  const int stage_bytes = (element_size(problem.dtype) == 2 ? 64 : 32) * (bases + group) * element_size(problem.dtype);
+  MStepPlan plan;
+  plan.slots = std::clamp(device.shared_memory / stage_bytes, 1, MAX_SLOTS);
+  plan.shared_memory = plan.slots * stage_bytes;
+  SplitCost cost;
+  cost.works = problem.images() * ceil_div(all_channels, group);
+  cost.tiles = tile_count(problem);
+  cost.tile_bytes = int64_t{TILE} * (bases + group) * element_size(problem.dtype);
+  cost.block_bytes = 0;
+  cost.slot_bytes = int64_t{4} * bases * group;
+  cost.blocks = cost.multiprocessors = device.multiprocessors;
+  plan.splits = cost.best();
+  return plan;
+}
+
+Plan make_plan(const Problem& problem, const Device& device) {
+  auto e_step = [&](const EStepWork& work) { return plan_e_step(problem, device, work); };
+  Plan plan;
+  plan.e_step = e_step({false, false, false});
+  plan.iteration = e_step({true, false, false});
+  plan.gradient = e_step({true, true, false});
+  plan.first_gradient = e_step({false, true, false});
+  plan.last_gradient = e_step({true, true, true});
+  plan.value_gradient = e_step({true, false, true});
+  plan.m_step = plan_m_step(problem, problem.channels, device);
+  plan.value_m_step = plan_m_step(problem, problem.value_channels, device);
+  return plan;
+}
+
+}  // namespace ema

@@ -1,0 +1,47 @@
+// The memory of a call between its kernels: pieces of one buffer that the caller hands in.
+#pragma once
+#include "plan.h"
+
+namespace ema {
+
+// Takes pieces off a buffer, one behind the other. Without a buffer it only counts, so that what is asked for and what
+// is used are the same code.
+class Arena {
+ public:
+  explicit Arena(void* memory = nullptr) : begin_(reinterpret_cast<uintptr_t>(memory)) {}
+
+  void* take(int64_t bytes) {
+    void* piece = reinterpret_cast<void*>(begin_ + used_);
+    used_ += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    return piece;
+  }
+  float* take_floats(int64_t count) { return static_cast<float*>(take(count * static_cast<int64_t>(sizeof(float)))); }
+  int64_t used() const { return used_; }
+
+ private:
+  static constexpr int64_t ALIGNMENT = 256;
+  uintptr_t begin_;
+  int64_t used_ = 0;
+};
+
+// Bytes of [G, N, Kp] and of rows [G, Kp, Cp] in the dtype of the features; numbers in [G, Kp].
+inline int64_t responsibility_bytes(const Problem& problem) {
+  return int64_t{problem.images()} * problem.positions * padded_bases(problem.num_bases) * element_size(problem.dtype);
+}
+inline int64_t per_base(const Problem& problem) { return int64_t{problem.images()} * padded_bases(problem.num_bases); }
+inline int64_t row_bytes(const Problem& problem, int channels) {
+  return per_base(problem) * padded_channels(channels) * element_size(problem.dtype);
+}
+
+// Slots of partial sums [G, splits, Kp, Cp] and of partial masses [G, splits, Kp].
+struct Slots {
+  float* sums;
+  float* masses;
+
+  // `sum_channels` is the largest splits * channels, `mass_splits` the largest splits that will be used.
+  Slots(const Problem& problem, int64_t sum_channels, int mass_splits, Arena& arena)
+      : sums(arena.take_floats(per_base(problem) * sum_channels)),
+        masses(arena.take_floats(per_base(problem) * mass_splits)) {}
+};
+
+}  // namespace ema
