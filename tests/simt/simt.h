@@ -1,0 +1,206 @@
+// CUDA C++ on the CPU: every thread of a block is a fiber, block after block. Test code only.
+//
+// A fiber runs until its warp or its block must meet, then the next one runs, so the kernel sees one legal order of
+// events: EMA_SIMT_ORDER=forward|reverse|shuffled picks the order of blocks and of the warps in a block, and no result
+// may depend on it. EMA_SIMT_THREADS blocks (default: 2, or 1 on a single processor) run at a time.
+//
+// What it catches: threads that meet at different places or never, shared memory read before it was written (it starts as
+// NaN) or written beyond its size, copies that nobody waited for, wrong fragments; with AddressSanitizer also every
+// access outside an allocation. What it does not see: memory ordering, bank conflicts, registers, the rounding of
+// tensor cores.
+#pragma once
+#include <cuda_runtime_api.h>
+#include <vector_functions.h>
+// The headers of the 16-bit types need the words below as CUDA means them.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "fiber.h"
+
+#undef __global__
+#undef __device__
+#undef __host__
+#undef __shared__
+#undef __constant__
+#undef __forceinline__
+#undef __launch_bounds__
+#undef __grid_constant__
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#ifdef __SANITIZE_ADDRESS__
+#define __shared__ static  // a global has red zones, a thread_local has none
+#else
+#define __shared__ static thread_local
+#endif
+
+namespace simt {
+
+// A line of a kernel.
+struct Place {
+  const char* file;
+  int line;
+  static constexpr Place here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+  bool operator==(const Place& other) const {
+    return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0);
+  }
+};
+
+struct Block {
+  uint3 index;
+  int alive;    // threads that have not left the kernel
+  int waiting;  // of them, at the barrier
+  unsigned char* shared;
+  int shared_bytes;
+};
+
+struct Thread;
+struct Warp {
+  Block* block;
+  Thread* threads;
+  unsigned alive, ready, waiting;  // lanes: not yet left, able to run, waiting for other lanes
+  void* brought[32];               // by the waiting lanes to their meeting
+};
+
+struct Copy {
+  void* shared;
+  const void* global;
+  int bytes;
+};
+
+struct Thread {
+  Fiber fiber;
+  uint3 index;
+  int lane;
+  Warp* warp;
+  const char* operation;  // the last one for which threads had to meet, and its line
+  Place place;
+  unsigned mask;  // lanes that meet, 0: the whole block
+  std::vector<Copy> copies;         // issued and not done, oldest first
+  std::vector<size_t> group_sizes;  // of those that are committed
+};
+
+// The thread that runs.
+extern __thread Thread* self __attribute__((tls_model("initial-exec")));
+
+// Prints what went wrong, in which block and thread, and aborts.
+[[noreturn, gnu::format(printf, 2, 3)]] void fail(const Place& place, const char* format, ...);
+
+// Waits for the lanes of `mask`; true for the last to arrive, which did not wait and goes on while the others are ready.
+bool meet_lanes(const char* operation, unsigned mask, const Place& place);
+void meet_block(const Place& place);
+
+// The lanes of `mask` meet, and the last to arrive calls `all` with what each of them brought, indexed by lane.
+template <class Item, class All>
+void collective(const char* operation, unsigned mask, const Place& place, Item& item, All all) {
+  void** brought = self->warp->brought;
+  brought[self->lane] = &item;
+  if (!meet_lanes(operation, mask, place)) return;
+  Item* items[32];
+  for (int lane = 0; lane < 32; ++lane) items[lane] = mask >> lane & 1 ? static_cast<Item*>(brought[lane]) : nullptr;
+  all(items);
+}
+
+// Runs all blocks of a grid. The errors are those of a device with compute capability 9.0.
+cudaError_t run(dim3 grid, dim3 block, int shared_bytes, const std::function<void()>& kernel);
+
+template <class T>
+struct Shuffle {
+  T value, result;
+  int source;
+};
+
+template <class T>
+T shuffle(unsigned mask, T value, int source, const Place& place) {
+  Shuffle<T> item{value, value, source};
+  collective("a shuffle", mask, place, item, [&](Shuffle<T>** items) {
+    for (int lane = 0; lane < 32; ++lane) {
+      if (items[lane] == nullptr) continue;
+      Shuffle<T>* from = items[items[lane]->source];
+      if (from == nullptr) fail(place, "lane %d shuffles from lane %d, which takes no part", lane, items[lane]->source);
+      items[lane]->result = from->value;
+    }
+  });
+  return item.result;
+}
+
+// The first lane of the segment of `width` lanes.
+inline int segment(int width) { return self->lane & ~(width - 1); }
+
+}  // namespace simt
+
+#define threadIdx simt::self->index
+#define blockIdx simt::self->warp->block->index
+inline dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+using std::max;
+using std::min;
+
+inline void __syncthreads(simt::Place place = simt::Place::here()) { simt::meet_block(place); }
+inline void __syncwarp(unsigned mask = ~0u, simt::Place place = simt::Place::here()) {
+  simt::meet_lanes("__syncwarp", mask, place);
+}
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, simt::Place place = simt::Place::here()) {
+  return simt::shuffle(mask, value, simt::segment(width) + (source & (width - 1)), place);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, simt::Place place = simt::Place::here()) {
+  int source = simt::self->lane ^ bits;
+  return simt::shuffle(mask, value, source < simt::segment(width) + width ? source : simt::self->lane, place);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, int by, int width = 32, simt::Place place = simt::Place::here()) {
+  int source = simt::self->lane + by;
+  return simt::shuffle(mask, value, source < simt::segment(width) + width ? source : simt::self->lane, place);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, int by, int width = 32, simt::Place place = simt::Place::here()) {
+  int source = simt::self->lane - by;
+  return simt::shuffle(mask, value, source >= simt::segment(width) ? source : simt::self->lane, place);
+}
+
+// Integers only: float atomics would make the order of blocks show in the result.
+inline int atomicAdd(int* target, int value) { return __atomic_fetch_add(target, value, __ATOMIC_SEQ_CST); }
+inline unsigned atomicAdd(unsigned* target, unsigned value) {
+  return __atomic_fetch_add(target, value, __ATOMIC_SEQ_CST);
+}
+inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline int __float_as_int(float value) { return static_cast<int>(__float_as_uint(value)); }
+inline float __int_as_float(int bits) { return __uint_as_float(static_cast<unsigned>(bits)); }
+inline float rsqrtf(float value) { return 1.f / std::sqrt(value); }
+
+#define EMA_DEVICE inline
+#define EMA_SHARED(name) unsigned char* const name = simt::self->warp->block->shared
+
+namespace ema {
+
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t, A... args) {
+  return simt::run(grid, block, shared_bytes, [&] { kernel(args...); });
+}
+
+}  // namespace ema
