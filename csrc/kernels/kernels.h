@@ -83,7 +83,7 @@ struct SumsGradient {
   float factor = 1;
   const float* extra = nullptr;   // [G, C, K] or null
   const float* bases = nullptr;   // [G, C, K]; null: what arrives is the gradient of the sums already
-  const float* mass = nullptr;    // [G, K]
+  const float* mass = nullptr;    // [G, K]; without bases the gradient of the mass
   const float* length = nullptr;  // [G, K]
   void* rows = nullptr;           // [G, Kp, Cp], divided by powers
   float* powers = nullptr;        // [G, Kp]

@@ -1,0 +1,183 @@
+// The gradient of the logits of tile after tile of one image, and its sums with the features while they are on chip.
+//
+// A tile takes the chunks of x first, for the logits and the gradient that comes from the sums, then those of grad_y,
+// for the one that comes from the reconstruction.
+#include "../device/row_block.h"
+#include "kernels.h"
+
+namespace ema {
+namespace {
+
+struct Args {
+  EStepGradient io;
+  EStepPlan plan;
+  int heads, positions, num_bases;
+};
+
+template <class Math, bool POSITIONS_FASTEST, class Block, bool FUSED>
+__global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(const Args args) {
+  using Word = typename Math::Word;
+  using Chunk = FeatureChunk<Math, POSITIONS_FASTEST>;
+  constexpr int BLOCKS = Block::BLOCKS, ROW_BYTES = Block::BASES * CHUNK_BYTES;
+  const EStepGradient& io = args.io;
+  const EStepPlan& plan = args.plan;
+  // only what passes the M-step of its tile to the next kernel is fused: never the iteration before the reconstruction
+  const bool has_sums = FUSED || io.sums_rows != nullptr, has_values = !FUSED && io.value_rows != nullptr;
+  EMA_SHARED(shared);
+  unsigned char* row_memory = shared + plan.feature_slots * Chunk::BYTES;
+  const int row_slot = has_sums ? 2 * ROW_BYTES : ROW_BYTES;
+  const Tile<uint16_t, 64> tile_memory{row_memory + plan.row_slots * row_slot};
+  float* statistics = reinterpret_cast<float*>(tile_memory.memory + (FUSED ? TILE * CHUNK_BYTES : 0));
+  Masses<Block> masses(statistics + Block::STATISTICS);
+
+  const int image = blockIdx.x / plan.splits, split = blockIdx.x % plan.splits;
+  const int padded = padded_bases(args.num_bases), width = padded_channels(io.x.channels);
+  const int x_chunks = (io.x.channels + Math::CHUNK - 1) / Math::CHUNK;
+  const int chunks = x_chunks + (has_values ? (io.grad_y.channels + Math::CHUNK - 1) / Math::CHUNK : 0);
+  const TileRange tiles(args.positions, plan.splits, split);
+  const int total = tiles.count() * chunks;
+  const auto x = image_of<Word, POSITIONS_FASTEST>(io.x, image, args.heads, args.positions);
+  const auto grad_y = image_of<Word, POSITIONS_FASTEST>(io.grad_y, image, args.heads, args.positions);
+  const Rows<Word> logit_rows(io.logit_rows, image, padded, width);
+  const Rows<Word> sums_rows(io.sums_rows, image, padded, width);
+  const Rows<Word> value_rows(io.value_rows, image, padded, padded_channels(io.grad_y.channels));
+  auto feature_tile = [&](int chunk) {
+    return typename Chunk::Shape{shared + chunk % plan.feature_slots * Chunk::BYTES};
+  };
+  auto row_tile = [&](int chunk, int which) {
+    return Tile<Word, Math::CHUNK>{row_memory + chunk % plan.row_slots * row_slot + which * ROW_BYTES};
+  };
+  int next = 0;  // the first chunk that is not on its way yet
+  auto load_chunks = [&](int limit) {
+    for (; next < total && next < limit; ++next) {
+      int position = (tiles.begin + next / chunks) * TILE, chunk = next % chunks;
+      bool from_x = chunk < x_chunks;
+      int channel = (from_x ? chunk : chunk - x_chunks) * Math::CHUNK;
+      Matrix<Word> features = x;
+      Rows<Word> rows = logit_rows;
+      if (!from_x) features = grad_y, rows = value_rows;
+      Chunk::load(feature_tile(next), features, position, channel);
+      if (!plan.rows_resident || next < chunks) {
+        int slot = plan.rows_resident ? chunk : next;
+        rows.load(row_tile(slot, 0), channel);
+        if (from_x && has_sums) sums_rows.load(row_tile(slot, 1), channel);
+      }
+      copy_async_commit();
+    }
+  };
+
+  const Block block(args.num_bases);
+  float sums[FUSED ? 4 : 1][8][4] = {};
+  for (int tile = 0; tile < tiles.count(); ++tile) {
+    const int position = (tiles.begin + tile) * TILE + block.row + lane() / 4;
+    float z[1][BLOCKS][4] = {}, grad[1][BLOCKS][4] = {};
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      const int i = tile * chunks + chunk;
+      const int feature_limit = (FUSED ? tile * chunks : i) + plan.feature_slots;
+      const int limit = plan.rows_resident ? feature_limit : min(feature_limit, i + plan.row_slots);
+      // with few slots the chunk itself may still have to wait for the block to leave the one before
+      const bool late = next <= i;
+      if (!late) copy_async_wait(next - 1 - i);
+      __syncthreads();
+      load_chunks(limit);
+      if (late) {
+        copy_async_wait(next - 1 - i);
+        __syncthreads();
+      }
+      const int slot = plan.rows_resident ? chunk : i;
+      const bool from_x = chunk < x_chunks;
+      if (from_x)
+        multiply_tiles<Math, POSITIONS_FASTEST, false, Math::CHUNK>(z, feature_tile(i), block.row, row_tile(slot, 0),
+                                                                    block.column, block.blocks);
+      if (!from_x || has_sums)
+        multiply_tiles<Math, POSITIONS_FASTEST, false, Math::CHUNK>(grad, feature_tile(i), block.row,
+                                                                    row_tile(slot, from_x), block.column, block.blocks);
+      if (has_sums && chunk == x_chunks - 1) {
+        // what comes from the sums is complete: only it is weighted
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float weight = position_weight(io.weight, image, args.heads, position + 8 * half, args.positions);
+#pragma unroll
+          for (int j = 0; j < BLOCKS; ++j)
+#pragma unroll
+            for (int e = 2 * half; e < 2 * half + 2; ++e)
+              if (block.base(j, e) < args.num_bases) {
+                int64_t base = static_cast<int64_t>(image) * padded + block.base(j, e);
+                grad[0][j][e] = weight * (grad[0][j][e] * io.powers[base] + io.grad_mass[base]);
+              }
+        }
+      }
+    }
+    if (io.logit_bias != nullptr) block.add_bias(z[0], io.logit_bias + static_cast<int64_t>(image) * args.num_bases);
+    softmax<Math>(z[0], block, statistics);
+
+    float along[2] = {};
+#pragma unroll
+    for (int j = 0; j < BLOCKS; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) along[e / 2] += z[0][j][e] * grad[0][j][e];
+    combine_rows(along, block, statistics, [](float a, float b) { return a + b; });
+#pragma unroll
+    for (int j = 0; j < BLOCKS; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        bool inside = position + e / 2 * 8 < args.positions && block.base(j, e) < args.num_bases;
+        grad[0][j][e] = inside ? z[0][j][e] * (grad[0][j][e] - along[e / 2]) : 0.f;
+      }
+    masses.add(grad[0], block);
+    block.template store<Math>(grad[0], io.grad_logits, image, position, args.positions, padded);
+    if (io.responsibilities != nullptr) {
+      if (has_sums) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float weight = position_weight(io.weight, image, args.heads, position + 8 * half, args.positions);
+#pragma unroll
+          for (int j = 0; j < BLOCKS; ++j)
+#pragma unroll
+            for (int e = 2 * half; e < 2 * half + 2; ++e)
+              if (block.base(j, e) < args.num_bases)
+                z[0][j][e] *= weight * io.powers[static_cast<int64_t>(image) * padded + block.base(j, e)];
+        }
+      }
+      block.template store<Math>(z[0], io.responsibilities, image, position, args.positions, padded);
+    }
+    if constexpr (FUSED) {
+      block.template store_tile<Math>(grad[0], tile_memory);
+      __syncthreads();
+      if (warp() < x_chunks)
+        multiply_tiles<Math, true, !POSITIONS_FASTEST, TILE>(sums, tile_memory, 0, feature_tile(tile * chunks + warp()), 0,
+                                                             8);
+    }
+  }
+  const int64_t slot = static_cast<int64_t>(image) * plan.splits + split;
+  if constexpr (FUSED)
+    if (warp() < x_chunks) store_sums(sums, io.sums + slot * padded * width, width, 0, warp() * 64);
+  masses.store(io.masses + slot * padded, padded);
+}
+
+template <class Math, bool POSITIONS_FASTEST, class Block, bool FUSED>
+cudaError_t run(const Problem& problem, const EStepPlan& plan, const EStepGradient& io, cudaStream_t stream) {
+  return launch(e_step_gradient_kernel<Math, POSITIONS_FASTEST, Block, FUSED>, dim3(problem.images() * plan.splits),
+                dim3(Block::THREADS), plan.shared_memory, stream,
+                Args{io, plan, problem.heads, problem.positions, problem.num_bases});
+}
+
+template <class Math, bool POSITIONS_FASTEST>
+cudaError_t run(const Problem& problem, const EStepPlan& plan, const EStepGradient& io, cudaStream_t stream) {
+  if constexpr (sizeof(typename Math::Word) == 2)
+    if (plan.fused) return run<Math, POSITIONS_FASTEST, SmallBlock, true>(problem, plan, io, stream);
+  return problem.num_bases <= 64 ? run<Math, POSITIONS_FASTEST, SmallBlock, false>(problem, plan, io, stream)
+                                 : run<Math, POSITIONS_FASTEST, LargeBlock, false>(problem, plan, io, stream);
+}
+
+}  // namespace
+
+cudaError_t e_step_gradient(const Problem& problem, const EStepPlan& plan, const EStepGradient& io,
+                            cudaStream_t stream) {
+  return with_math(problem, [&](auto math) {
+    return problem.positions_fastest ? run<decltype(math), true>(problem, plan, io, stream)
+                                     : run<decltype(math), false>(problem, plan, io, stream);
+  });
+}
+
+}  // namespace ema
