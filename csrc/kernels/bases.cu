@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(THREADS) add_partials_kernel(const AddArgs arg
   }
   if (args.mass != nullptr && place.base < args.num_bases) {
     float mass = add_masses(place, args.partials);
-    if (lane() == 0) args.mass[static_cast<int64_t>(place.image) * args.num_bases + place.base] = args.factor * mass;
+    if (lane() == 0) args.mass[static_cast<int64_t>(place.image) * args.num_bases + place.base] = mass;
   }
 }
 
