@@ -1,0 +1,136 @@
+"""Builds C++ and CUDA C++ sources with the shim, for the processor; only what changed is compiled again.
+
+Needs g++ and the headers of CUDA, which come with nvcc, with Triton or with pip's CUDA packages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
+CACHE = ROOT / "build" / "simt"
+HEADERS = ("cuda_runtime_api.h", "cuda_bf16.h", "cuda_fp16.h", "vector_functions.h", "crt/host_defines.h")
+# nvcc knows no strict aliasing and compiles `#pragma unroll`; fragments are multiplied with the processor's vectors
+FLAGS = ["-std=c++17", "-DEMA_SIMT", "-fPIC", "-g1", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+FAST = ["-O3", "-march=native", "-mprefer-vector-width=256"] if os.uname().machine == "x86_64" else ["-O3"]
+SANITIZED = ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def missing() -> str | None:
+    """Why nothing can be built here, or None."""
+    if shutil.which("g++") is None:
+        return "there is no g++"
+    if cuda_headers() is None:
+        return "no CUDA headers: neither nvcc nor Triton nor pip's CUDA packages are installed"
+    return None
+
+
+def cuda_headers() -> Path | None:
+    """The first folder that has all the headers that the shim and the kernels include."""
+    return next((folder for folder in _header_folders() if all((folder / name).exists() for name in HEADERS)), None)
+
+
+def _header_folders() -> Iterator[Path]:
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if os.access(nvcc, os.X_OK):  # it may be a script that calls another one, so it is asked
+        done = subprocess.run([nvcc, "-dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True)
+        yield from (Path(folder) for folder in re.findall(r'INCLUDES="-I(.*?)"', done.stderr))
+    for name, pattern in (("triton", "backends/nvidia/include"), ("nvidia", "c*/include")):
+        spec = importlib.util.find_spec(name)
+        for package in (spec.submodule_search_locations or ()) if spec is not None else ():
+            yield from sorted(Path(package).glob(pattern), reverse=True)
+
+
+def load_core(*, sanitized: bool = False, source: Path = CSRC) -> ModuleType:
+    """All of csrc as the Python module `ema_ops_simt`; `source` may be a changed copy of the folder."""
+    return load_module(build_core(sanitized=sanitized, source=source))
+
+
+def build_core(*, sanitized: bool = False, source: Path = CSRC) -> Path:
+    """The file of the module that `load_core` loads."""
+    import torch
+
+    includes = [Path(torch.__file__).parent / "include", Path(sysconfig.get_path("include"))]  # pybind11 and Python
+    sources = sorted([*source.rglob("*.cpp"), *source.rglob("*.cu")])
+    flags = ["-fvisibility=hidden", "-DEMA_OPS_MODULE=ema_ops_simt", *(f"-isystem{folder}" for folder in includes)]
+    return build("ema_ops_simt", sources, flags, sanitized=sanitized, source=source)
+
+
+def load_module(path: Path) -> ModuleType:
+    """Import the extension module `ema_ops_simt` from `path`."""
+    loader = importlib.machinery.ExtensionFileLoader("ema_ops_simt", str(path))
+    spec = importlib.util.spec_from_file_location("ema_ops_simt", path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def build(
+    name: str, sources: Sequence[Path], flags: Sequence[str] = (), *, sanitized: bool = False, source: Path = CSRC
+) -> Path:
+    """A shared library of `sources` and the shim. Raises RuntimeError with the compiler's words."""
+    headers = cuda_headers()
+    assert headers is not None, missing()
+    compiler = ["g++", *FLAGS, *(SANITIZED if sanitized else FAST), *flags, f"-I{source}", f"-I{HERE}", f"-isystem{headers}"]
+    seen = _digest(*(str(path.read_text()) for path in sorted([*source.rglob("*.h"), *HERE.glob("*.h")])))
+    CACHE.mkdir(parents=True, exist_ok=True)
+
+    def compiled(path: Path) -> Path:
+        command = [*compiler, "-x", "c++", "-c", str(path)]
+        # a changed copy of csrc compiles to the same where nothing changed
+        words = [word.replace(str(source), "csrc") for word in command]
+        return _made(f"{path.stem}-{_digest(seen, path.read_text(), *words)}.o", command)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, [*sources, HERE / "simt.cpp"]))
+    link = [*compiler, "-shared", "-pthread", *map(str, objects)]
+    folder = f"{name}-{_digest(*(path.name for path in objects), *compiler)}"
+    return _made(f"{folder}/{name}.so", link)
+
+
+def run_sanitized(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of Python's with AddressSanitizer loaded, so that it may load a sanitized library."""
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+    ]
+    options = {
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_stack_use_after_return=0:use_sigaltstack=0:detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env={**os.environ, **options, **environment}, capture_output=True, text=True
+    )
+
+
+def _made(name: str, command: Sequence[str]) -> Path:
+    path = CACHE / name
+    if path.exists():
+        return path
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    unfinished.replace(path)
+    return path
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
