@@ -8,7 +8,6 @@ namespace {
 constexpr int CHUNK_BYTES = 128;                 // of a row of features or bases
 constexpr int FEATURE_BYTES = TILE * CHUNK_BYTES;
 constexpr int Z_BYTES = TILE * CHUNK_BYTES;      // 64 responsibilities of a tile, for the fused M-step
-constexpr int STATISTICS_BYTES = 2048;
 constexpr int RESERVED_BYTES = 1024;             // what CUDA takes of the shared memory for every block
 constexpr int MAX_SLOTS = 3;                     // of a pipeline whose chunks are used once
 constexpr int FUSED_BASES = 64, FUSED_CHUNKS = 8;
@@ -41,35 +40,40 @@ struct SplitCost {
 };
 
 int chunk_elements(const Problem& problem) { return CHUNK_BYTES / element_size(problem.dtype); }
+// Of up to 64 bases and of up to 256: a block of 8 and one of 16 warps.
+bool is_small(const Problem& problem) { return problem.num_bases <= 64; }
+int rows_tile(const Problem& problem) { return is_small(problem) ? 64 : 256; }
+int statistics_bytes(const Problem& problem) { return is_small(problem) ? 2048 : 6144; }
 int64_t tile_count(const Problem& problem) { return ceil_div(problem.positions, TILE); }
 
 // The slots of a fused E-step, features of a whole tile and as many of the next one as fit; false if none do.
-bool fuse(EStepPlan& plan, int chunks, int row_bytes, const Device& device) {
+bool fuse(EStepPlan& plan, const Problem& problem, int chunks, int row_bytes, const Device& device) {
+  const int rest = Z_BYTES + statistics_bytes(problem);
   for (int row_slots : {chunks, std::min(chunks, 4), std::min(chunks, 2)}) {
-    int left = device.shared_memory - row_slots * row_bytes - Z_BYTES - STATISTICS_BYTES;
+    int left = device.shared_memory - row_slots * row_bytes - rest;
     if (left < chunks * FEATURE_BYTES) continue;
     plan.fused = true;
     plan.feature_slots = std::min(left / FEATURE_BYTES, 2 * chunks);
     plan.row_slots = row_slots;
     plan.rows_resident = row_slots == chunks;
-    plan.shared_memory = plan.feature_slots * FEATURE_BYTES + row_slots * row_bytes + Z_BYTES + STATISTICS_BYTES;
+    plan.shared_memory = plan.feature_slots * FEATURE_BYTES + row_slots * row_bytes + rest;
     return true;
   }
   return false;
 }
 
-// How many blocks of 256 threads share a multiprocessor when registers allow two.
-int resident_blocks(int shared_memory, const Device& device) {
-  return 2 * (shared_memory + RESERVED_BYTES) <= device.shared_memory + RESERVED_BYTES ? 2 : 1;
+// How many blocks share a multiprocessor: two small ones if their shared memory fits, one that fills the registers.
+int resident_blocks(const Problem& problem, int shared_memory, const Device& device) {
+  return is_small(problem) && 2 * (shared_memory + RESERVED_BYTES) <= device.shared_memory + RESERVED_BYTES ? 2 : 1;
 }
 
 // The slots of an E-step that streams chunks: deep enough to hide loads, shallow enough for a second block.
-void stream(EStepPlan& plan, int row_bytes, const Device& device) {
-  auto bytes = [&](int slots) { return slots * (FEATURE_BYTES + row_bytes) + STATISTICS_BYTES; };
+void stream(EStepPlan& plan, const Problem& problem, int row_bytes, const Device& device) {
+  auto bytes = [&](int slots) { return slots * (FEATURE_BYTES + row_bytes) + statistics_bytes(problem); };
+  auto shared_by_two = [&](int slots) { return resident_blocks(problem, bytes(slots), device) == 2; };
+  auto fits = [&](int slots) { return bytes(slots) <= device.shared_memory; };
   int slots = MAX_SLOTS;
-  while (slots > 2 && resident_blocks(bytes(slots), device) < 2) --slots;
-  if (resident_blocks(bytes(slots), device) < 2)
-    for (slots = MAX_SLOTS; slots > 1 && bytes(slots) > device.shared_memory;) --slots;
+  while (slots > 1 && !(shared_by_two(2) ? shared_by_two(slots) : fits(slots))) --slots;
   plan.fused = plan.rows_resident = false;
   plan.feature_slots = plan.row_slots = slots;
   plan.shared_memory = bytes(slots);
@@ -78,16 +82,17 @@ void stream(EStepPlan& plan, int row_bytes, const Device& device) {
 }  // namespace
 
 EStepPlan plan_e_step(const Problem& problem, const Device& device, const EStepWork& work) {
-  const int rows = problem.num_bases <= 64 ? 64 : 256;
-  const int row_bytes = rows * CHUNK_BYTES * (work.has_sums ? 2 : 1);
+  const int rows_of_chunk = work.has_sums ? 2 : 1;
+  const int row_bytes = rows_of_chunk * rows_tile(problem) * CHUNK_BYTES;
   const int64_t chunks = ceil_div(problem.channels, chunk_elements(problem));
   const bool may_fuse = work.m_step && !work.has_values && element_size(problem.dtype) == 2 &&
                         problem.num_bases <= FUSED_BASES && chunks <= FUSED_CHUNKS;
   EStepPlan plan;
-  if (!may_fuse || !fuse(plan, static_cast<int>(chunks), row_bytes, device)) stream(plan, row_bytes, device);
+  if (!may_fuse || !fuse(plan, problem, static_cast<int>(chunks), row_bytes, device))
+    stream(plan, problem, row_bytes, device);
 
   const int64_t value_chunks = work.has_values ? ceil_div(problem.value_channels, chunk_elements(problem)) : 0;
-  const int64_t read_rows = chunks * row_bytes + value_chunks * rows * CHUNK_BYTES;
+  const int64_t read_rows = (chunks * rows_of_chunk + value_chunks) * padded_bases(problem.num_bases) * CHUNK_BYTES;
   SplitCost cost;
   cost.works = problem.images();
   cost.tiles = tile_count(problem);
@@ -95,7 +100,7 @@ EStepPlan plan_e_step(const Problem& problem, const Device& device, const EStepW
   cost.block_bytes = plan.rows_resident ? read_rows : 0;
   cost.slot_bytes =
       plan.fused ? int64_t{4} * padded_bases(problem.num_bases) * padded_channels(problem.channels) : 0;
-  cost.blocks = device.multiprocessors * (plan.fused ? 1 : resident_blocks(plan.shared_memory, device));
+  cost.blocks = device.multiprocessors * (plan.fused ? 1 : resident_blocks(problem, plan.shared_memory, device));
   cost.multiprocessors = device.multiprocessors;
   plan.splits = cost.best();
   return plan;

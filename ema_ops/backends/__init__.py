@@ -11,7 +11,11 @@ from ..problem import Problem
 from .base import Backend
 
 # In order of preference. A module is imported when its backend is first asked for.
-MODULES = {"triton": "ema_ops.backends.triton", "torch": "ema_ops.backends.eager"}
+MODULES = {
+    "cuda": "ema_ops.backends.cuda",
+    "triton": "ema_ops.backends.triton",
+    "torch": "ema_ops.backends.eager",
+}
 
 
 class BackendStatus(NamedTuple):

@@ -1,0 +1,275 @@
+"""The "cuda" backend: the compiled core `ema_ops._C`. It knows no torch: it takes addresses, strides and a stream.
+
+An address says nothing about the life of its tensor, so whatever is copied or converted first is a name of the method
+that launches.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layout import empty_like_order
+from ..problem import Problem
+from .base import Backend
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+MAX_BLOCKS = 2**31 - 1  # of one launch
+BUILD_RECORD = Path(__file__).parents[1] / "core_build.txt"  # what the installation said about the core
+
+
+class CudaBackend(Backend):
+    """See `Backend` for the shapes. `core` is the compiled module, or None and `missing` says why there is none."""
+
+    name = "cuda"
+
+    def __init__(self, core: ModuleType | None, missing: str = "") -> None:
+        self.core: Any = core
+        self.missing = missing
+        self.planned = lru_cache(maxsize=1024)(self._plan)
+
+    def unavailable(self):
+        if self.core is None:
+            return self.missing
+        if torch.version.hip is not None:
+            return f"this PyTorch is built for ROCm {torch.version.hip}: expected one for CUDA"
+        if not torch.cuda.is_available():
+            return "no CUDA device was found"
+        reasons = [self.device_refusal(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
+        return None if None in reasons else reasons[0]
+
+    def refuses(self, problem):
+        if problem.dtype not in DTYPES:
+            return f"dtype is {problem.dtype}: expected float32, bfloat16 or float16"
+        for name, value, limit in (
+            ("C", problem.channels, self.core.max_channels),
+            ("Cv", problem.value_channels, self.core.max_channels),
+            ("K", problem.num_bases, self.core.max_bases),
+        ):
+            if value > limit:
+                return f"{name} is {value}: expected at most {limit}"
+        # no kernel has more blocks than there are tiles of 64 by 64 in the features, or 64 for an image
+        tiles = (problem.positions // 64 + 1) * (max(problem.channels, problem.value_channels) // 64 + 1)
+        if problem.batch * problem.heads * max(tiles, 64) > MAX_BLOCKS:
+            return (
+                f"B is {problem.batch}, H {problem.heads}, N {problem.positions}: expected at most 2^31 blocks of work"
+            )
+        return self.device_refusal(problem.device)
+
+    def device_refusal(self, device: torch.device) -> str | None:
+        """Why nothing can be launched on `device`, or None if it can."""
+        if device.type != "cuda":
+            return f"device is {device}: expected a CUDA device"
+        capability = torch.cuda.get_device_capability(device)
+        reason = architecture_refusal(self.core.architectures, self.core.ptx_architectures, capability)
+        return None if reason is None else f"device {device} {reason}"
+
+    def device_properties(self, device: torch.device) -> Any:
+        """What the plan needs to know of `device`, as the core takes it."""
+        known: Any = torch.cuda.get_device_properties(device)
+        return self.core.Device(
+            known.major, known.minor, known.multi_processor_count, known.shared_memory_per_block_optin
+        )
+
+    @contextmanager
+    def current(self, device: torch.device) -> Iterator[tuple[int, int]]:
+        """Makes `device` the current one; gives its number and its current stream."""
+        with torch.cuda.device(device):
+            yield torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream
+
+    def em_forward(self, problem, x, bases, weight):
+        x = in_order(problem, x)
+        matrices = (problem.batch, problem.heads, problem.channels, problem.num_bases)
+        path = empty(problem, problem.num_iters, *matrices)
+        path[0].copy_(bases)
+        last = torch.empty_like(path[0])
+        mass = empty(problem, problem.num_iters, problem.batch, problem.heads, problem.num_bases)
+        length, y = torch.empty_like(mass), empty_like_order(x)
+        self._run(
+            "em_forward", problem, self._features(problem, x), self._weight(weight), self._features(problem, y),
+            *map(address, (path, last, mass, length)),
+        )  # fmt: skip
+        return y, last, path, mass, length
+
+    def em_backward(self, problem, grad_y, grad_bases, x, weight, bases, path, mass, length, need_bases):
+        x, grad_y, grad_bases = in_order(problem, x), in_order(problem, grad_y), dense(grad_bases)
+        path, bases, mass, length = dense(path), dense(bases), dense(mass), dense(length)
+        grad_x = empty_like_order(x)
+        grad_initial = torch.empty_like(bases) if need_bases else None
+        self._run(
+            "em_backward", problem, self._features(problem, x), self._weight(weight), self._features(problem, grad_y),
+            *map(address, (grad_bases, path, bases, mass, length)), self._features(problem, grad_x),
+            address(grad_initial),
+        )  # fmt: skip
+        return grad_x, grad_initial
+
+    def em_step(self, problem, x, bases, weight, logit_bias):
+        x, bases, logit_bias = in_order(problem, x), bases.to(torch.float32), dense(logit_bias)
+        sums = empty(problem, problem.batch, problem.heads, problem.channels, problem.num_bases)
+        mass = torch.empty_like(sums[:, :, 0])
+        self._run(
+            "em_step", problem, self._features(problem, x), self._weight(weight), self._bases(bases),
+            *map(address, (logit_bias, sums, mass)),
+        )  # fmt: skip
+        return sums, mass
+
+    def em_step_backward(self, problem, grad_sums, grad_mass, x, bases, weight, logit_bias):
+        x, bases, logit_bias = in_order(problem, x), bases.to(torch.float32), dense(logit_bias)
+        grad_sums, grad_mass = dense(grad_sums), dense(grad_mass)
+        grad_x, grad_bases, grad_logit_bias = (
+            empty_like_order(x),
+            torch.empty_like(grad_sums),
+            torch.empty_like(grad_mass),
+        )
+        self._run(
+            "em_step_backward", problem, self._features(problem, x), self._weight(weight), self._bases(bases),
+            *map(address, (logit_bias, grad_sums, grad_mass)), self._features(problem, grad_x),
+            address(grad_bases), address(grad_logit_bias),
+        )  # fmt: skip
+        return grad_x, grad_bases, grad_logit_bias
+
+    def em_reconstruct(self, problem, x, logit_bases, value_bases, logit_bias):
+        x, logit_bias = in_order(problem, x), dense(logit_bias)
+        logit_bases, value_bases = logit_bases.to(torch.float32), value_bases.to(torch.float32)
+        y = empty_like_order(x, problem.value_channels)
+        self._run(
+            "em_reconstruct", problem, self._features(problem, x), self._bases(logit_bases), self._bases(value_bases),
+            address(logit_bias), self._features(problem, y),
+        )  # fmt: skip
+        return y
+
+    def em_reconstruct_backward(self, problem, grad_y, x, logit_bases, value_bases, logit_bias):
+        x, grad_y, logit_bias = in_order(problem, x), in_order(problem, grad_y), dense(logit_bias)
+        logit_bases, value_bases = logit_bases.to(torch.float32), value_bases.to(torch.float32)
+        grad_x = empty_like_order(x)
+        per_base = (problem.batch, problem.heads, problem.num_bases)
+        small = (
+            empty(problem, *per_base[:2], problem.channels, problem.num_bases),
+            empty(problem, *per_base[:2], problem.value_channels, problem.num_bases),
+            empty(problem, *per_base),
+        )
+        self._run(
+            "em_reconstruct_backward", problem, self._features(problem, x), self._bases(logit_bases),
+            self._bases(value_bases), address(logit_bias), self._features(problem, grad_y),
+            self._features(problem, grad_x), *map(address, small),
+        )  # fmt: skip
+        return grad_x, *small
+
+    def _run(self, entry: str, problem: Problem, *arguments: Any) -> None:
+        """Call an entry point of the core with a workspace; all it does is to launch kernels."""
+        described, plan = self.planned(problem, problem.dtype == torch.float32 and tf32_allowed())
+        size = getattr(self.core, f"{entry}_bytes")(described, plan)
+        workspace = torch.empty(size, dtype=torch.uint8, device=problem.device)
+        with self.current(problem.device) as (device, stream):
+            place = self.core.Place(device, stream, workspace.data_ptr())
+            getattr(self.core, entry)(described, plan, place, *arguments)
+
+    def _plan(self, problem: Problem, tf32: bool) -> tuple[Any, Any]:
+        """The problem as the core takes it, and its plan."""
+        described = self.core.Problem()
+        for name in (
+            "batch", "heads", "positions", "channels", "value_channels", "num_bases", "weighted", "num_iters",
+            "grad_iters", "scale", "eps",
+        ):  # fmt: skip
+            setattr(described, name, getattr(problem, name))
+        described.dtype = getattr(self.core.Dtype, DTYPES[problem.dtype])
+        described.tf32 = tf32
+        described.positions_fastest = problem.order == "BHCN"
+        described.eps_max = problem.eps_mode == "max"
+        return described, self.core.plan(described, self.device_properties(problem.device))
+
+    def _features(self, problem: Problem, rows: Tensor) -> Any:
+        """`rows` [B, H, N, C], with the innermost dimension of the problem's memory order dense."""
+        strides = list(rows.stride())
+        strides[2 if problem.order == "BHCN" else 3] = 1  # anything where its size is 1
+        return self.core.Features(rows.data_ptr(), *strides, rows.shape[3])
+
+    def _weight(self, weight: Tensor | None) -> Any:
+        return self.core.Weight(0, 0, 0, 0) if weight is None else self.core.Weight(weight.data_ptr(), *weight.stride())
+
+    def _bases(self, bases: Tensor) -> Any:
+        return self.core.Bases(bases.data_ptr(), *bases.stride())
+
+
+def load_core() -> CudaBackend:
+    """The backend with the compiled module, or with the reason why there is none."""
+    try:
+        return CudaBackend(importlib.import_module("ema_ops._C"))
+    except ModuleNotFoundError:
+        said = BUILD_RECORD.read_text().strip() if BUILD_RECORD.exists() else "ema_ops was not installed with pip"
+        return CudaBackend(None, f"there is no compiled core ema_ops._C: {said}")
+    except ImportError as error:
+        return CudaBackend(None, f"import ema_ops._C failed: {error}")
+
+
+BACKEND = load_core()
+
+
+def architecture_refusal(
+    architectures: Sequence[str], ptx_architectures: Sequence[str], capability: tuple[int, int]
+) -> str | None:
+    """Why code built for `architectures` ("80", "90a") and `ptx_architectures` does not run on a device, or None.
+
+    Machine code runs on its own architecture and later ones of the same generation, PTX on every later one; with
+    the suffix "a" each runs on its own architecture only, with "f" only within its generation.
+    """
+    for name in architectures:
+        built, suffix = parse_architecture(name)
+        if capability == built or (suffix != "a" and capability[0] == built[0] and capability > built):
+            return None
+    for name in ptx_architectures:
+        built, suffix = parse_architecture(name)
+        later = suffix == "" or (suffix == "f" and capability[0] == built[0])
+        if capability == built or (later and capability > built):
+            return None
+    built_for = [*architectures, *(f"PTX {name}" for name in ptx_architectures)]
+    return (
+        f"has compute capability {capability[0]}.{capability[1]}, and the compiled core was built for "
+        f"{', '.join(built_for) or 'no architecture'} (EMA_OPS_CUDA_ARCHS)"
+    )
+
+
+def parse_architecture(name: str) -> tuple[tuple[int, int], str]:
+    """("90a") -> ((9, 0), "a")."""
+    number = name.rstrip("af")
+    major, minor = divmod(int(number), 10)
+    return (major, minor), name[len(number) :]
+
+
+def tf32_allowed() -> bool:
+    """Whether float32 products may drop to TF32, as in PyTorch's own matrix products."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def in_order(problem: Problem, rows: Tensor) -> Tensor:
+    """`rows` [B, H, N, C] with the innermost dimension of the problem's memory order dense: itself or a copy."""
+    inner = 2 if problem.order == "BHCN" else 3
+    if rows.shape[inner] == 1 or rows.stride(inner) == 1:
+        return rows
+    batch, heads, positions, channels = rows.shape
+    shape = (batch, heads, channels, positions) if inner == 2 else (batch, heads, positions, channels)
+    copy = torch.empty(shape, dtype=rows.dtype, device=rows.device)
+    return (copy.transpose(2, 3) if inner == 2 else copy).copy_(rows)
+
+
+def dense(tensor: Tensor | None) -> Tensor | None:
+    """In float32 and contiguous; None stays None."""
+    return None if tensor is None else tensor.to(torch.float32).contiguous()
+
+
+def empty(problem: Problem, *sizes: int) -> Tensor:
+    """Uninitialised float32."""
+    return torch.empty(sizes, dtype=torch.float32, device=problem.device)
+
+
+def address(tensor: Tensor | None) -> int:
+    """0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
