@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml setup.py Makefile
 	touch $@
 
 test: $(INSTALLED)
-	$(RUN) -m pytest tests --ignore=tests/triton --ignore=tests/triton_compile --ignore=tests/build
+	$(RUN) -m pytest tests --ignore=tests/triton --ignore=tests/triton_compile --ignore=tests/building
 	TRITON_INTERPRET=1 $(RUN) -m pytest tests/triton
 
 demo: $(INSTALLED)
@@ -44,7 +44,7 @@ core: $(INSTALLED)
 	$(RUN) setup.py --quiet build_ext --inplace
 
 test-core: core
-	$(RUN) -m pytest -rs tests/build
+	$(RUN) -m pytest -rs tests/building
 
 speed: $(INSTALLED)
 	$(RUN) -m pytest -s -m speed tests/test_speed.py

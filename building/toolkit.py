@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OLDEST = (12, 0)
+USUAL_HOME = Path("/usr/local/cuda")
 # Asked for as extras of one package: single packages drift to other versions.
 PIP_PACKAGES = ("cuda-toolkit[nvcc,cccl]==13.0.*",)
 
@@ -51,7 +52,7 @@ def _places(environ: Mapping[str, str]) -> dict[str, Path | None]:
     return {
         **{place: home / "bin" / "nvcc" for place, home in homes.items()},
         "PATH": Path(on_path) if on_path else None,
-        "/usr/local/cuda": Path("/usr/local/cuda/bin/nvcc"),
+        str(USUAL_HOME): USUAL_HOME / "bin" / "nvcc",
     }
 
 
