@@ -86,7 +86,15 @@ def build(
     """A shared library of `sources` and the shim. Raises RuntimeError with the compiler's words."""
     headers = cuda_headers()
     assert headers is not None, missing()
-    compiler = ["g++", *FLAGS, *(SANITIZED if sanitized else FAST), *flags, f"-I{source}", f"-I{HERE}", f"-isystem{headers}"]
+    compiler = [
+        "g++",
+        *FLAGS,
+        *(SANITIZED if sanitized else FAST),
+        *flags,
+        f"-I{source}",
+        f"-I{HERE}",
+        f"-isystem{headers}",
+    ]
     seen = _digest(*(str(path.read_text()) for path in sorted([*source.rglob("*.h"), *HERE.glob("*.h")])))
     CACHE.mkdir(parents=True, exist_ok=True)
 
@@ -115,7 +123,11 @@ def run_sanitized(command: Sequence[str], **environment: str) -> subprocess.Comp
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env={**os.environ, **options, **environment}, capture_output=True, text=True
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, **options, **environment},
+        capture_output=True,
+        text=True,
     )
 
 

@@ -191,7 +191,7 @@ void Machine::next() {
     if (warp.ready == 0) continue;
     Thread* before = self;
     self = &warp.threads[lanes_reversed_ ? 31 - __builtin_clz(warp.ready) : __builtin_ctz(warp.ready)];
-    before->fiber.switch_to(self->fiber);
+    if (self != before) before->fiber.switch_to(self->fiber);
     return;
   }
   deadlock();
@@ -230,7 +230,7 @@ void Machine::meet_block(const Place& place) {
   warp.ready &= ~(1u << self->lane);
   if (++block_.waiting == block_.alive) {
     open_barrier();
-    return;
+    turn_ = 0;
   }
   next();
 }
