@@ -21,12 +21,19 @@ struct RowBlock {
   // The base of element e of block j.
   EMA_DEVICE int base(int j, int e) const { return column + 8 * j + lane() % 4 * 2 + e % 2; }
 
-  EMA_DEVICE void add_bias(float (&logits)[BLOCKS][4], const float* bias) const {
+  // Calls body(j, e, value) with the number of every base of a thread, for e = 0, 1 of block j: those of [K] or [Kp].
+  template <class Body>
+  EMA_DEVICE void for_bases(const float* values, Body body) const {
+    values += base(0, 0);
 #pragma unroll
     for (int j = 0; j < BLOCKS; ++j)
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (base(j, e) < num_bases) logits[j][e] += bias[base(j, e)];
+      for (int e = 0; e < 2; ++e)
+        if (base(j, e) < num_bases) body(j, e, values[8 * j + e]);
+  }
+
+  EMA_DEVICE void add_bias(float (&logits)[BLOCKS][4], const float* bias) const {
+    for_bases(bias, [&](int j, int e, float value) { logits[j][e] += value, logits[j][e + 2] += value; });
   }
 
   // To [G, N, Kp]; `position` is that of element 0.

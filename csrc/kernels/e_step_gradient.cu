@@ -94,18 +94,17 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
                                                                     row_tile(slot, from_x), block.column, block.blocks);
       if (has_sums && chunk == x_chunks - 1) {
         // what comes from the sums is complete: only it is weighted
+        float weights[2];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float weight = position_weight(io.weight, image, args.heads, position + 8 * half, args.positions);
-#pragma unroll
-          for (int j = 0; j < BLOCKS; ++j)
-#pragma unroll
-            for (int e = 2 * half; e < 2 * half + 2; ++e)
-              if (block.base(j, e) < args.num_bases) {
-                int64_t base = static_cast<int64_t>(image) * padded + block.base(j, e);
-                grad[0][j][e] = weight * (grad[0][j][e] * io.powers[base] + io.grad_mass[base]);
-              }
-        }
+        for (int half = 0; half < 2; ++half)
+          weights[half] = position_weight(io.weight, image, args.heads, position + 8 * half, args.positions);
+        block.for_bases(io.powers + static_cast<int64_t>(image) * padded, [&](int j, int e, float power) {
+          grad[0][j][e] *= power, grad[0][j][e + 2] *= power;
+        });
+        block.for_bases(io.grad_mass + static_cast<int64_t>(image) * padded, [&](int j, int e, float grad_mass) {
+          grad[0][j][e] = weights[0] * (grad[0][j][e] + grad_mass);
+          grad[0][j][e + 2] = weights[1] * (grad[0][j][e + 2] + grad_mass);
+        });
       }
     }
     if (io.logit_bias != nullptr) block.add_bias(z[0], io.logit_bias + static_cast<int64_t>(image) * args.num_bases);
@@ -128,16 +127,13 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
     block.template store<Math>(grad[0], io.grad_logits, image, position, args.positions, padded);
     if (io.responsibilities != nullptr) {
       if (has_sums) {
+        float weights[2];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float weight = position_weight(io.weight, image, args.heads, position + 8 * half, args.positions);
-#pragma unroll
-          for (int j = 0; j < BLOCKS; ++j)
-#pragma unroll
-            for (int e = 2 * half; e < 2 * half + 2; ++e)
-              if (block.base(j, e) < args.num_bases)
-                z[0][j][e] *= weight * io.powers[static_cast<int64_t>(image) * padded + block.base(j, e)];
-        }
+        for (int half = 0; half < 2; ++half)
+          weights[half] = position_weight(io.weight, image, args.heads, position + 8 * half, args.positions);
+        block.for_bases(io.powers + static_cast<int64_t>(image) * padded, [&](int j, int e, float power) {
+          z[0][j][e] *= weights[0] * power, z[0][j][e + 2] *= weights[1] * power;
+        });
       }
       block.template store<Math>(z[0], io.responsibilities, image, position, args.positions, padded);
     }
