@@ -75,7 +75,7 @@ def test_faults_that_change_the_result(library, kernel, fault):
     [
         ("meetings", "divergent_barrier", "__syncthreads here in thread 0, but thread 32 is at"),
         ("meetings", "barrier_missed", "deadlock: 256 of 256 threads are alive and all of them wait"),
-        ("meetings", "divergent_lanes", "a shuffle with mask ffffffff, while lane 16 is in __syncwarp"),
+        ("meetings", "divergent_lanes", "__syncwarp with mask ffffffff, while lane 0 is in a shuffle"),
         ("meetings", "lane_has_left", "only lanes fffffff7 are left"),
         ("meetings", "shuffle_from_outside", "lane 0 shuffles from lane 16, which takes no part"),
         ("meetings", "shared_write_outside", "outside its 1024 bytes of shared memory"),
