@@ -158,7 +158,11 @@ void Machine::run(const Launch& launch, int number) {
     thread.copies.clear();
     thread.group_sizes.clear();
     size_t shift = thread.lane * 832;  // stacks at equal distances would share few lines of the cache
-    thread.fiber.prepare(stacks_ + (i + 1) * STACK - shift, STACK - shift - 4096, entry);
+    unsigned char* top = stacks_ + (i + 1) * STACK - shift;
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_UNPOISON_MEMORY_REGION(top - 4096, 4096);  // the thread before left its kernel without returning
+#endif
+    thread.fiber.prepare(top, STACK - shift - 4096, entry);
   }
   warp_order_ = launch.order(static_cast<int>(warps_.size()), number);
   lanes_reversed_ = launch.order.lanes_reversed(number);
