@@ -75,7 +75,7 @@ def _link(choice: Choice, folder: Path) -> list[str]:
     assert choice.toolkit is not None
     library_folder = choice.toolkit.library_folder
     return [
-        *(str(choice.toolkit.nvcc), "-shared", "-cudart", "static"),
+        *(str(choice.toolkit.nvcc), "-shared", "-cudart", "static", "--no-device-link"),
         *([f"-L{library_folder}"] if library_folder is not None else []),
         *choice.options.nvcc_flags,
         *("-Xlinker", f"--version-script={folder / 'exports.map'}", "-Xlinker", "--strip-all"),
