@@ -1,0 +1,173 @@
+"""The plan, a pure function of a shape and a device: the limits of the device and the memory promised hold."""
+
+from __future__ import annotations
+
+import pytest
+from emulated import DEVICES, KIB
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+E_STEPS = ("e_step", "iteration", "gradient", "first_gradient", "last_gradient", "value_gradient")
+ENTRIES = (
+    "em_forward", "em_backward", "em_step", "em_step_backward", "em_reconstruct", "em_reconstruct_backward",
+)  # fmt: skip
+GRID_LIMIT = 2**31 - 1
+
+
+def make_problem(core, *, dtype="bfloat16", **fields):
+    problem = core.Problem()
+    problem.dtype = getattr(core.Dtype, dtype)
+    fields = {"value_channels": fields.get("channels", 1), "num_iters": 3, "grad_iters": 3, **fields}
+    for name, value in fields.items():
+        setattr(problem, name, value)
+    return problem
+
+
+def paper(core, **fields):
+    """One picture of 65 x 65 with 512 channels and 64 bases, or `fields` instead."""
+    return make_problem(core, **{"positions": 65 * 65, "channels": 512, "num_bases": 64, **fields})
+
+
+def device(core, name):
+    return core.Device(*DEVICES[name])
+
+
+def e_step_bytes(problem, plan, has_sums):
+    """The shared memory that the kernels of an E-step lay out."""
+    rows = 64 if problem.num_bases <= 64 else 256
+    return (
+        plan.feature_slots * 8 * KIB
+        + plan.row_slots * rows * 128 * (2 if has_sums else 1)
+        + (8 * KIB if plan.fused else 0)
+        + (2 if rows == 64 else 6) * KIB
+    )
+
+
+def check_e_step(core, problem, plan, limit, *, has_sums):
+    tiles = -(-problem.positions // 64)
+    chunks = -(-problem.channels // (32 if problem.dtype == core.Dtype.float32 else 64))
+    assert 1 <= plan.splits <= tiles
+    assert problem.batch * problem.heads * plan.splits <= GRID_LIMIT
+    assert plan.shared_memory == e_step_bytes(problem, plan, has_sums) <= limit
+    if plan.fused:
+        assert problem.dtype != core.Dtype.float32
+        assert problem.num_bases <= 64
+        assert chunks <= plan.feature_slots
+        assert chunks <= 8
+        assert plan.row_slots >= (chunks if plan.rows_resident else 2)
+    else:
+        assert plan.feature_slots == plan.row_slots
+        assert 1 <= plan.row_slots <= 4
+        assert not plan.rows_resident
+
+
+def check_m_step(problem, plan, channels, limit):
+    bases, padded_channels = -(-problem.num_bases // 64) * 64, -(-channels // 64) * 64
+    group = min(8 // (bases // 64) * 64, padded_channels)
+    assert 1 <= plan.slots <= 3
+    assert plan.shared_memory == plan.slots * 128 * (bases + group) <= limit
+    assert 1 <= plan.splits <= -(-problem.positions // 64)
+    assert problem.batch * problem.heads * plan.splits * -(-padded_channels // group) <= GRID_LIMIT
+
+
+@settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    batch=st.integers(1, 5000),
+    heads=st.integers(1, 8),
+    positions=st.integers(1, 2**20),
+    channels=st.integers(1, 1024),
+    value_channels=st.integers(1, 1024),
+    num_bases=st.integers(1, 256),
+    dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+    weighted=st.booleans(),
+    name=st.sampled_from(sorted(DEVICES)),
+)
+def test_every_plan_keeps_the_limits(core, name, **fields):
+    problem, limit = make_problem(core, **fields), DEVICES[name][3]
+    plan = core.plan(problem, device(core, name))
+    for step in E_STEPS:
+        has_sums = step in ("gradient", "first_gradient", "last_gradient")
+        check_e_step(core, problem, getattr(plan, step), limit, has_sums=has_sums)
+    for step in ("e_step", "first_gradient", "last_gradient", "value_gradient"):
+        assert not getattr(plan, step).fused
+    check_m_step(problem, plan.m_step, problem.channels, limit)
+    check_m_step(problem, plan.value_m_step, problem.value_channels, limit)
+    for entry in ENTRIES:
+        assert getattr(core, f"{entry}_bytes")(problem, plan) > 0
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_what_is_fused(core, name, dtype):
+    half, on = dtype != "float32", device(core, name)
+    assert core.plan(paper(core, dtype=dtype), on).iteration.fused == half
+    assert not core.plan(paper(core, dtype=dtype, num_bases=65), on).iteration.fused
+    assert not core.plan(paper(core, dtype=dtype, channels=513), on).iteration.fused
+    # two chunks of rows beside all features: too much for the smallest shared memory
+    assert core.plan(paper(core, dtype=dtype), on).gradient.fused == (half and DEVICES[name][3] > 106 * KIB)
+    assert core.plan(paper(core, dtype=dtype, channels=256), on).gradient.fused == half
+
+
+def test_splits_weigh_the_bytes_of_their_slots(core):
+    """On 132 multiprocessors 132 images are not split, one is, but not 132 ways; 16 fill them once."""
+    on = device(core, "9.0")
+
+    def splits(**fields):
+        return core.plan(paper(core, **fields), on).iteration.splits
+
+    assert splits(batch=132) == 1
+    assert 16 <= splits(batch=1) < 100
+    assert splits(batch=16) == 8
+    assert splits(batch=5000) == 1
+    assert splits(positions=1) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16, 64])
+@pytest.mark.parametrize("step", ["e_step", "iteration", "gradient", "last_gradient", "m_step"])
+def test_work_is_spread_over_the_multiprocessors(core, batch, step):
+    """No multiprocessor has much more to do than its share of the tiles."""
+    plan = getattr(core.plan(paper(core, batch=batch, positions=129 * 129), device(core, "9.0")), step)
+    blocks, tiles = batch * plan.splits, -(-129 * 129 // 64)
+    busiest = -(-blocks // 132) * -(-tiles // plan.splits)
+    assert busiest <= 1.3 * batch * tiles / 132 + 2
+
+
+def test_a_larger_picture_costs_no_more_for_a_position(core):
+    """From 4 thousand to a million positions the slots of partial sums stay below the features in size."""
+    for positions in (2**12, 2**14, 2**16, 2**18, 2**20):
+        batch = 2**20 // positions
+        problem = paper(core, batch=batch, positions=positions)
+        plan = core.plan(problem, device(core, "9.0"))
+        features = batch * positions * 512 * 2
+        assert batch * plan.iteration.splits * 64 * 512 * 4 < 0.1 * features
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 2), ("float32", 4)])
+@pytest.mark.parametrize("name", DEVICES)
+def test_peak_memory(core, name, dtype, size, weighted):
+    """16 images: forward 1.6 times y with all results, backward with grad_x 2.2 times x."""
+    problem = paper(core, batch=16, dtype=dtype, weighted=weighted)
+    plan = core.plan(problem, device(core, name))
+    features, matrices = 16 * 65 * 65 * 512 * size, 16 * 512 * 64 * 4
+    # three bases of the path and the last, masses and lengths
+    kept = 4 * matrices + 2 * 3 * 16 * 64 * 4
+    assert features + kept + core.em_forward_bytes(problem, plan) <= 1.6 * features
+    assert features + matrices + core.em_backward_bytes(problem, plan) <= 2.2 * features
+
+
+def test_sizes_beyond_int32(core):
+    """Responsibilities of 4 million positions for 200 bases are 4 GB in float32."""
+    problem = make_problem(core, batch=4, positions=2**20, channels=64, num_bases=200, dtype="float32")
+    plan = core.plan(problem, device(core, "9.0"))
+    assert core.em_backward_bytes(problem, plan) > 6 * 4 * 2**20 * 256 * 4
+
+
+def test_a_plan_is_the_same_every_time(core):
+    problem, on = paper(core), device(core, "8.0")
+    first, second = core.plan(problem, on), core.plan(problem, on)
+    for step in E_STEPS:
+        for field in ("splits", "fused", "feature_slots", "row_slots", "rows_resident", "shared_memory"):
+            assert getattr(getattr(first, step), field) == getattr(getattr(second, step), field)
