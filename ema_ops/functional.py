@@ -51,7 +51,7 @@ def em_attention(
             none (results are constants, as in the official code).
         eps: keeps divisions by mass and by length finite.
         eps_mode: "add" divides by eps + value (official), "max" by max(eps, value) (mmsegmentation, Paddle).
-        backend: "triton", "torch" or None to choose. A named backend never falls back: it raises.
+        backend: "cuda", "triton", "torch" or None to choose. A named backend never falls back: it raises.
 
     Returns:
         y in the shape and dtype of x, dense, with channels, positions or heads fastest in memory as in x; and the last
