@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from trees import BUILD_FOLDER, ROOT, copy_sources, fresh_environment, pip_install, pip_wheel, run
+from trees import ARCHITECTURE, BUILD_FOLDER, ROOT, copy_sources, fresh_environment, pip_install, pip_wheel, run
 
 from building import toolkit as toolkits
-
-ARCHITECTURE = "80"
 
 
 class Package(NamedTuple):

@@ -4,8 +4,7 @@ import re
 import tarfile
 import zipfile
 
-from conftest import ARCHITECTURE
-from trees import BUILD_FOLDER, ROOT, pip_install, run
+from trees import ARCHITECTURE, BUILD_FOLDER, ROOT, pip_install, run
 
 from building.commands import core_sources
 

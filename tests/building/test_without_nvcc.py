@@ -3,7 +3,7 @@
 import zipfile
 
 import pytest
-from trees import copy_sources, fresh_environment, hide_toolkit, pip_install, pip_wheel, run
+from trees import ARCHITECTURE, copy_sources, fresh_environment, hide_toolkit, pip_install, pip_wheel, run
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +46,15 @@ def test_builds_that_fail_say_why(tree, tmp_path, variable, value, expected):
     printed = pip_wheel(folder, tmp_path, expect=1, **variables, **{variable: value})
     assert expected in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.download
+def test_nvcc_from_pip(tree, tmp_path):
+    """The core is compiled by an nvcc that is nowhere on this machine, in a build environment of its own."""
+    folder, variables = tree
+    pip_wheel(folder, tmp_path, EMA_OPS_BUILD_CUDA="pip", EMA_OPS_CUDA_ARCHS=ARCHITECTURE, **variables)
+    (wheel,) = tmp_path.glob("*.whl")
+    python = fresh_environment(tmp_path / "environment")
+    pip_install(python, "--no-index", wheel, cwd=tmp_path)
+    printed = run(python, "-c", "import ema_ops._C as core; print(core.architectures)", cwd=tmp_path)
+    assert f"('{ARCHITECTURE}',)" in printed

@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_FOLDER = Path("build") / f"core-{sysconfig.get_config_var('SOABI')}"
+ARCHITECTURE = "80"  # of builds that need only one
 BUILD_VARIABLES = ("EMA_OPS_BUILD_CUDA", "EMA_OPS_CUDA_ARCHS", "EMA_OPS_NVCC_FLAGS", "PYTHONPATH")
 
 
