@@ -112,7 +112,7 @@ EMA_DEVICE void multiply_tiles(float (&acc)[ROWS][BLOCKS][4], const Tile<typenam
         }
       }
     } else {
-#pragma unroll (ROWS * BLOCKS > 8 ? 1 : 4)
+#pragma unroll (ROWS * BLOCKS > 4 ? 1 : 4)
       for (int k = 0; k < INNER; ++k) {
         float a[ROWS][2];
 #pragma unroll

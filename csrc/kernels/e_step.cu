@@ -24,10 +24,10 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_kernel(const Args ar
   float* statistics = reinterpret_cast<float*>(z_tile.memory + (FUSED ? TILE * CHUNK_BYTES : 0));
   Masses<Block> masses(statistics + Block::STATISTICS);
 
-  const int image = blockIdx.x / plan.splits, split = blockIdx.x % plan.splits;
+  const int image = blockIdx.x / plan.splits;
   const int padded = padded_bases(args.num_bases), width = padded_channels(io.x.channels);
   const int chunks = (io.x.channels + Math::CHUNK - 1) / Math::CHUNK;
-  const TileRange tiles(args.positions, plan.splits, split);
+  const TileRange tiles(args.positions, plan.splits, blockIdx.x % plan.splits);
   const int total = tiles.count() * chunks;
   const auto x = image_of<Word, POSITIONS_FASTEST>(io.x, image, args.heads, args.positions);
   const Rows<Word> logit_rows(io.logit_rows, image, padded, width);
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_kernel(const Args ar
         multiply_tiles<Math, true, !POSITIONS_FASTEST, TILE>(sums, z_tile, 0, feature_tile(tile * chunks + warp()), 0, 8);
     }
   }
-  const int64_t slot = static_cast<int64_t>(image) * plan.splits + split;
+  const int64_t slot = blockIdx.x;
   if constexpr (FUSED)
     if (warp() < chunks) store_sums(sums, io.sums + slot * padded * width, width, 0, warp() * 64);
   masses.store(io.masses + slot * padded, padded);

@@ -15,7 +15,7 @@ struct Args {
 };
 
 template <class Math, bool POSITIONS_FASTEST, class Block, bool FUSED>
-__global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(const Args args) {
+__global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(const __grid_constant__ Args args) {
   using Word = typename Math::Word;
   using Chunk = FeatureChunk<Math, POSITIONS_FASTEST>;
   constexpr int BLOCKS = Block::BLOCKS, ROW_BYTES = Block::BASES * CHUNK_BYTES;
@@ -30,17 +30,12 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
   float* statistics = reinterpret_cast<float*>(tile_memory.memory + (FUSED ? TILE * CHUNK_BYTES : 0));
   Masses<Block> masses(statistics + Block::STATISTICS);
 
-  const int image = blockIdx.x / plan.splits, split = blockIdx.x % plan.splits;
+  const int image = blockIdx.x / plan.splits;
   const int padded = padded_bases(args.num_bases), width = padded_channels(io.x.channels);
   const int x_chunks = (io.x.channels + Math::CHUNK - 1) / Math::CHUNK;
   const int chunks = x_chunks + (has_values ? (io.grad_y.channels + Math::CHUNK - 1) / Math::CHUNK : 0);
-  const TileRange tiles(args.positions, plan.splits, split);
+  const TileRange tiles(args.positions, plan.splits, blockIdx.x % plan.splits);
   const int total = tiles.count() * chunks;
-  const auto x = image_of<Word, POSITIONS_FASTEST>(io.x, image, args.heads, args.positions);
-  const auto grad_y = image_of<Word, POSITIONS_FASTEST>(io.grad_y, image, args.heads, args.positions);
-  const Rows<Word> logit_rows(io.logit_rows, image, padded, width);
-  const Rows<Word> sums_rows(io.sums_rows, image, padded, width);
-  const Rows<Word> value_rows(io.value_rows, image, padded, padded_channels(io.grad_y.channels));
   auto feature_tile = [&](int chunk) {
     return typename Chunk::Shape{shared + chunk % plan.feature_slots * Chunk::BYTES};
   };
@@ -53,14 +48,14 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
       int position = (tiles.begin + next / chunks) * TILE, chunk = next % chunks;
       bool from_x = chunk < x_chunks;
       int channel = (from_x ? chunk : chunk - x_chunks) * Math::CHUNK;
-      Matrix<Word> features = x;
-      Rows<Word> rows = logit_rows;
-      if (!from_x) features = grad_y, rows = value_rows;
-      Chunk::load(feature_tile(next), features, position, channel);
+      const Features& features = from_x ? io.x : io.grad_y;
+      Chunk::load(feature_tile(next), image_of<Word, POSITIONS_FASTEST>(features, image, args.heads, args.positions),
+                  position, channel);
       if (!plan.rows_resident || next < chunks) {
-        int slot = plan.rows_resident ? chunk : next;
+        const int slot = plan.rows_resident ? chunk : next, columns = padded_channels(features.channels);
+        const Rows<Word> rows(from_x ? io.logit_rows : io.value_rows, image, padded, columns);
         rows.load(row_tile(slot, 0), channel);
-        if (from_x && has_sums) sums_rows.load(row_tile(slot, 1), channel);
+        if (from_x && has_sums) Rows<Word>(io.sums_rows, image, padded, columns).load(row_tile(slot, 1), channel);
       }
       copy_async_commit();
     }
@@ -68,7 +63,7 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
 
   const Block block(args.num_bases);
   float sums[FUSED ? 4 : 1][8][4] = {};
-  for (int tile = 0; tile < tiles.count(); ++tile) {
+  for (int tile = 0; tile * chunks < total; ++tile) {
     const int position = (tiles.begin + tile) * TILE + block.row + lane() / 4;
     float z[1][BLOCKS][4] = {}, grad[1][BLOCKS][4] = {};
     for (int chunk = 0; chunk < chunks; ++chunk) {
@@ -123,7 +118,6 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
         bool inside = position + e / 2 * 8 < args.positions && block.base(j, e) < args.num_bases;
         grad[0][j][e] = inside ? z[0][j][e] * (grad[0][j][e] - along[e / 2]) : 0.f;
       }
-    masses.add(grad[0], block);
     block.template store<Math>(grad[0], io.grad_logits, image, position, args.positions, padded);
     if (io.responsibilities != nullptr) {
       if (has_sums) {
@@ -137,6 +131,8 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
       }
       block.template store<Math>(z[0], io.responsibilities, image, position, args.positions, padded);
     }
+    // here the responsibilities need no registers any more
+    masses.add(grad[0], block);
     if constexpr (FUSED) {
       block.template store_tile<Math>(grad[0], tile_memory);
       __syncthreads();
@@ -145,7 +141,7 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
                                                              8);
     }
   }
-  const int64_t slot = static_cast<int64_t>(image) * plan.splits + split;
+  const int64_t slot = blockIdx.x;
   if constexpr (FUSED)
     if (warp() < x_chunks) store_sums(sums, io.sums + slot * padded * width, width, 0, warp() * 64);
   masses.store(io.masses + slot * padded, padded);
