@@ -9,7 +9,7 @@ constexpr int CHUNK_BYTES = 128;                 // of a row of features or base
 constexpr int FEATURE_BYTES = TILE * CHUNK_BYTES;
 constexpr int Z_BYTES = TILE * CHUNK_BYTES;      // 64 responsibilities of a tile, for the fused M-step
 constexpr int RESERVED_BYTES = 1024;             // what CUDA takes of the shared memory for every block
-constexpr int MAX_SLOTS = 3;                     // of a pipeline whose chunks are used once
+constexpr int MAX_SLOTS = 3;                     // of a pipeline whose stages are used once
 constexpr int FUSED_BASES = 64, FUSED_CHUNKS = 8;
 
 int64_t ceil_div(int64_t numerator, int64_t denominator) { return (numerator + denominator - 1) / denominator; }
@@ -46,14 +46,14 @@ int rows_tile(const Problem& problem) { return is_small(problem) ? 64 : 256; }
 int statistics_bytes(const Problem& problem) { return is_small(problem) ? 2048 : 6144; }
 int64_t tile_count(const Problem& problem) { return ceil_div(problem.positions, TILE); }
 
-// The slots of a fused E-step, features of a whole tile and as many of the next one as fit; false if none do.
+// The slots of a fused E-step, features of a whole tile and as many of the next ones as fit; false if none do.
 bool fuse(EStepPlan& plan, const Problem& problem, int chunks, int row_bytes, const Device& device) {
   const int rest = Z_BYTES + statistics_bytes(problem);
   for (int row_slots : {chunks, std::min(chunks, 4), std::min(chunks, 2)}) {
     int left = device.shared_memory - row_slots * row_bytes - rest;
     if (left < chunks * FEATURE_BYTES) continue;
     plan.fused = true;
-    plan.feature_slots = std::min(left / FEATURE_BYTES, 2 * chunks);
+    plan.feature_slots = std::min(left / FEATURE_BYTES, std::max(2 * chunks, 2 * MAX_SLOTS));
     plan.row_slots = row_slots;
     plan.rows_resident = row_slots == chunks;
     plan.shared_memory = plan.feature_slots * FEATURE_BYTES + row_slots * row_bytes + rest;
@@ -67,16 +67,22 @@ int resident_blocks(const Problem& problem, int shared_memory, const Device& dev
   return is_small(problem) && 2 * (shared_memory + RESERVED_BYTES) <= device.shared_memory + RESERVED_BYTES ? 2 : 1;
 }
 
-// The slots of an E-step that streams chunks: deep enough to hide loads, shallow enough for a second block.
-void stream(EStepPlan& plan, const Problem& problem, int row_bytes, const Device& device) {
-  auto bytes = [&](int slots) { return slots * (FEATURE_BYTES + row_bytes) + statistics_bytes(problem); };
-  auto shared_by_two = [&](int slots) { return resident_blocks(problem, bytes(slots), device) == 2; };
-  auto fits = [&](int slots) { return bytes(slots) <= device.shared_memory; };
-  int slots = MAX_SLOTS;
-  while (slots > 1 && !(shared_by_two(2) ? shared_by_two(slots) : fits(slots))) --slots;
-  plan.fused = plan.rows_resident = false;
-  plan.feature_slots = plan.row_slots = slots;
-  plan.shared_memory = bytes(slots);
+// The slots of an E-step whose chunks of features are used once. Rows that stay are not read again for every tile, so
+// they come first, then a second block on the multiprocessor, then depth.
+void stream(EStepPlan& plan, const Problem& problem, int chunks, int row_bytes, const Device& device) {
+  auto leaves_room_for = [&](int blocks) {
+    return plan.shared_memory <= device.shared_memory && resident_blocks(problem, plan.shared_memory, device) >= blocks;
+  };
+  plan.fused = false;
+  for (bool resident : {true, false})
+    for (int blocks : {2, 1})
+      for (int slots = resident ? 2 * MAX_SLOTS : MAX_SLOTS; slots >= (resident || blocks == 2 ? 2 : 1); --slots) {
+        plan.rows_resident = resident;
+        plan.feature_slots = slots;
+        plan.row_slots = resident ? chunks : slots;
+        plan.shared_memory = slots * FEATURE_BYTES + plan.row_slots * row_bytes + statistics_bytes(problem);
+        if (leaves_room_for(blocks)) return;
+      }
 }
 
 }  // namespace
@@ -87,11 +93,10 @@ EStepPlan plan_e_step(const Problem& problem, const Device& device, const EStepW
   const int64_t chunks = ceil_div(problem.channels, chunk_elements(problem));
   const bool may_fuse = work.m_step && !work.has_values && element_size(problem.dtype) == 2 &&
                         problem.num_bases <= FUSED_BASES && chunks <= FUSED_CHUNKS;
+  const int64_t value_chunks = work.has_values ? ceil_div(problem.value_channels, chunk_elements(problem)) : 0;
   EStepPlan plan;
   if (!may_fuse || !fuse(plan, problem, static_cast<int>(chunks), row_bytes, device))
-    stream(plan, problem, row_bytes, device);
-
-  const int64_t value_chunks = work.has_values ? ceil_div(problem.value_channels, chunk_elements(problem)) : 0;
+    stream(plan, problem, static_cast<int>(chunks + value_chunks), row_bytes, device);
   const int64_t read_rows = (chunks * rows_of_chunk + value_chunks) * padded_bases(problem.num_bases) * CHUNK_BYTES;
   SplitCost cost;
   cost.works = problem.images();

@@ -43,9 +43,9 @@ def e_step_bytes(problem, plan, has_sums):
     )
 
 
-def check_e_step(core, problem, plan, limit, *, has_sums):
-    tiles = -(-problem.positions // 64)
-    chunks = -(-problem.channels // (32 if problem.dtype == core.Dtype.float32 else 64))
+def check_e_step(core, problem, plan, limit, *, has_sums, has_values):
+    tiles, width = -(-problem.positions // 64), 32 if problem.dtype == core.Dtype.float32 else 64
+    chunks = -(-problem.channels // width) + (-(-problem.value_channels // width) if has_values else 0)
     assert 1 <= plan.splits <= tiles
     assert problem.batch * problem.heads * plan.splits <= GRID_LIMIT
     assert plan.shared_memory == e_step_bytes(problem, plan, has_sums) <= limit
@@ -54,11 +54,13 @@ def check_e_step(core, problem, plan, limit, *, has_sums):
         assert problem.num_bases <= 64
         assert chunks <= plan.feature_slots
         assert chunks <= 8
-        assert plan.row_slots >= (chunks if plan.rows_resident else 2)
+        assert plan.rows_resident or plan.row_slots >= 2
     else:
-        assert plan.feature_slots == plan.row_slots
-        assert 1 <= plan.row_slots <= 4
-        assert not plan.rows_resident
+        assert plan.row_slots >= 1
+        assert plan.feature_slots >= (2 if plan.rows_resident else 1)
+        assert plan.rows_resident or plan.feature_slots == plan.row_slots <= 4
+    if plan.rows_resident:
+        assert plan.row_slots == chunks
 
 
 def check_m_step(problem, plan, channels, limit):
@@ -88,8 +90,8 @@ def test_every_plan_keeps_the_limits(core, name, **fields):
     problem, limit = make_problem(core, **fields), DEVICES[name][3]
     plan = core.plan(problem, device(core, name))
     for step in E_STEPS:
-        has_sums = step in ("gradient", "first_gradient", "last_gradient")
-        check_e_step(core, problem, getattr(plan, step), limit, has_sums=has_sums)
+        has_sums, has_values = step.endswith("gradient") and step[0] != "v", step in ("last_gradient", "value_gradient")
+        check_e_step(core, problem, getattr(plan, step), limit, has_sums=has_sums, has_values=has_values)
     for step in ("e_step", "first_gradient", "last_gradient", "value_gradient"):
         assert not getattr(plan, step).fused
     check_m_step(problem, plan.m_step, problem.channels, limit)
