@@ -27,6 +27,7 @@ HEADERS = ("cuda_runtime_api.h", "cuda_bf16.h", "cuda_fp16.h", "vector_functions
 # nvcc knows no strict aliasing and compiles `#pragma unroll`; fragments are multiplied with the processor's vectors
 FLAGS = ["-std=c++17", "-DEMA_SIMT", "-fPIC", "-g1", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 FAST = ["-O3", "-march=native", "-mprefer-vector-width=256"] if os.uname().machine == "x86_64" else ["-O3"]
+UNOPTIMISED = ["-O0"]  # for what only passes on: the binding of Python takes longer to compile than to run
 SANITIZED = ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
@@ -55,13 +56,13 @@ def _header_folders() -> Iterator[Path]:
             yield from sorted(Path(package).glob(pattern), reverse=True)
 
 
-def load_core(*, sanitized: bool = False, source: Path = CSRC) -> ModuleType:
-    """All of csrc as the Python module `ema_ops_simt`; `source` may be a changed copy of the folder."""
-    return load_module(build_core(sanitized=sanitized, source=source))
+def load_core(*, sanitized: bool = False) -> ModuleType:
+    """All of csrc as the Python module `ema_ops_simt`."""
+    return load_module(build_core(sanitized=sanitized))
 
 
 def build_core(*, sanitized: bool = False, source: Path = CSRC) -> Path:
-    """The file of the module that `load_core` loads."""
+    """The file of the module that `load_core` loads; `source` may be a changed copy of csrc."""
     import torch
 
     includes = [Path(torch.__file__).parent / "include", Path(sysconfig.get_path("include"))]  # pybind11 and Python
@@ -70,12 +71,10 @@ def build_core(*, sanitized: bool = False, source: Path = CSRC) -> Path:
     return build("ema_ops_simt", sources, flags, sanitized=sanitized, source=source)
 
 
-def load_module(path: Path) -> ModuleType:
+def load_module(path: Path | str) -> ModuleType:
     """Import the extension module `ema_ops_simt` from `path`."""
     loader = importlib.machinery.ExtensionFileLoader("ema_ops_simt", str(path))
-    spec = importlib.util.spec_from_file_location("ema_ops_simt", path, loader=loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("ema_ops_simt", loader, origin=str(path)))
     loader.exec_module(module)
     return module
 
@@ -86,49 +85,55 @@ def build(
     """A shared library of `sources` and the shim. Raises RuntimeError with the compiler's words."""
     headers = cuda_headers()
     assert headers is not None, missing()
-    compiler = [
-        "g++",
-        *FLAGS,
-        *(SANITIZED if sanitized else FAST),
-        *flags,
-        f"-I{source}",
-        f"-I{HERE}",
-        f"-isystem{headers}",
-    ]
-    seen = _digest(*(str(path.read_text()) for path in sorted([*source.rglob("*.h"), *HERE.glob("*.h")])))
+    compiler = ["g++", *FLAGS, *flags, f"-I{source}", f"-I{HERE}", f"-isystem{headers}"]
+    optimised = SANITIZED if sanitized else FAST
     CACHE.mkdir(parents=True, exist_ok=True)
 
     def compiled(path: Path) -> Path:
-        command = [*compiler, "-x", "c++", "-c", str(path)]
+        how = UNOPTIMISED if path.stem == "bindings" else optimised
+        command = [*compiler, *how, "-x", "c++", "-c", str(path)]
         # a changed copy of csrc compiles to the same where nothing changed
         words = [word.replace(str(source), "csrc") for word in command]
-        return _made(f"{path.stem}-{_digest(seen, path.read_text(), *words)}.o", command)
+        texts = [file.read_text() for file in sorted(_with_included(path, (source, HERE)), key=lambda file: file.name)]
+        return _made(f"{path.stem}-{_digest(*words, *texts)}.o", command)
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, [*sources, HERE / "simt.cpp"]))
-    link = [*compiler, "-shared", "-pthread", *map(str, objects)]
-    folder = f"{name}-{_digest(*(path.name for path in objects), *compiler)}"
+    link = [*compiler, *optimised, "-shared", "-pthread", *map(str, objects)]
+    folder = f"{name}-{_digest(*(path.name for path in objects), *optimised)}"
     return _made(f"{folder}/{name}.so", link)
 
 
-def run_sanitized(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of Python's with AddressSanitizer loaded, so that it may load a sanitized library."""
-    libraries = [
-        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
-    ]
-    options = {
-        "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": "detect_stack_use_after_return=0:use_sigaltstack=0:detect_leaks=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-    }
+def run(program: str, *arguments: object, sanitized: bool = False, **environment: str) -> subprocess.CompletedProcess:
+    """Run a Python program of this folder, which may abort; `sanitized`: it loads a library built so."""
+    known = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    if sanitized:
+        asked = [["g++", f"-print-file-name={name}"] for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
+        files = [subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() for words in asked]
+        known["LD_PRELOAD"] = " ".join(files)
+        known["ASAN_OPTIONS"] = "detect_stack_use_after_return=0:use_sigaltstack=0:detect_leaks=0"
+        known["UBSAN_OPTIONS"] = "print_stacktrace=1"
     return subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, **options, **environment},
+        [sys.executable, str(HERE / program), *map(str, arguments)],
+        env={**os.environ, **known, **environment},
         capture_output=True,
         text=True,
+        timeout=600,
     )
+
+
+def _with_included(path: Path, folders: Sequence[Path]) -> set[Path]:
+    """`path` and all that it includes in quotes, from its own folder or from `folders`."""
+    found: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        file = waiting.pop()
+        found.add(file)
+        for name in re.findall(r'#include "(.*?)"', file.read_text()):
+            header = next((h for folder in (file.parent, *folders) if (h := (folder / name).resolve()).exists()), None)
+            if header is not None and header not in found:
+                waiting.append(header)
+    return found
 
 
 def _made(name: str, command: Sequence[str]) -> Path:

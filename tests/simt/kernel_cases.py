@@ -1,6 +1,6 @@
 """Calls that together reach every path of the kernels, judged against float64. A program too, so that a core may abort.
 
-python kernel_cases.py CORE [NAME ..] runs them with a built core and prints the digest of the results of each.
+`emulation.run("kernel_cases.py", core, *names)` prints the digest of the results of each.
 """
 
 from __future__ import annotations
@@ -13,14 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-import torch
-from torch import Tensor
-
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "simt")]
-
 import emulation
+import torch
 from judge import assert_close_to_reference
+from torch import Tensor
 
 import ema_ops
 from ema_ops import backends, reference
@@ -42,6 +38,7 @@ class Case(NamedTuple):
     value_channels: int = 0
     shared_memory: int = 227 << 10
     multiprocessors: int = 2
+    tf32: bool = False
     options: dict[str, Any] = {}  # noqa: RUF012
 
 
@@ -59,8 +56,12 @@ CASES = {
         (1, 1, 140, 512), 64, bf16, shared_memory=99 << 10, options={"num_iters": 2, "scale": 0.3}
     ),
     "float32": Case((2, 1, 140, 50), 10, fp32, weighted=True, options={"num_iters": 2}),
-    "float32 image": Case((1, 1, 131, 33), 70, fp32, order="BCN", options={"num_iters": 2, "eps_mode": "max", "eps": 0.2}),
+    "float32 image": Case(
+        (1, 1, 131, 33), 70, fp32, order="BCN", options={"num_iters": 2, "eps_mode": "max", "eps": 0.2}
+    ),
     "float32 unaligned": Case((1, 1, 67, 64), 8, fp32, offset=1, options={"num_iters": 1}),
+    "tf32": Case((1, 1, 140, 50), 10, fp32, tf32=True, weighted=True, options={"num_iters": 2}),
+    "tf32 image": Case((1, 1, 131, 33), 70, fp32, tf32=True, order="BCN", options={"num_iters": 2}),
     "step": Case((1, 2, 130, 72), 24, bf16, "step", weighted=True, options={"scale": 1.5}),
     "step image float32": Case((2, 1, 70, 20), 6, fp32, "step", order="BCN"),
     "step, many bases": Case((1, 1, 70, 64), 90, fp16, "step"),
@@ -97,7 +98,8 @@ def run_case(core: Any, case: Case) -> str:
     options = {**case.options, **({} if weight is None else {"weight": weight})}
     grads: list[Tensor] = []
     backend = EmulatedBackend(core, case.multiprocessors, case.shared_memory)
-    with mock.patch.object(cuda, "BACKEND", backend), poisoned():
+    tf32 = mock.patch.object(cuda, "tf32_allowed", return_value=case.tf32)
+    with mock.patch.object(cuda, "BACKEND", backend), tf32, poisoned():
         backends.load.cache_clear()
         try:
             served = {**options, "backend": "cuda"}
@@ -106,7 +108,8 @@ def run_case(core: Any, case: Case) -> str:
             backends.load.cache_clear()
     formula = FORMULAS[case.call]
     exact = results(formula, inputs, grads, torch.float64, options)
-    plain = results(formula, inputs, grads, case.dtype, options)
+    # tf32 has as many bits as float16
+    plain = results(formula, inputs, grads, fp16 if case.tf32 else case.dtype, options)
     for name, actual in ours.items():
         if actual is None:
             assert exact[name] is None, name
@@ -150,7 +153,9 @@ def results(
     function: Callable, inputs: dict[str, Tensor], grads: list[Tensor], dtype: torch.dtype | None, options: dict
 ) -> dict[str, Tensor | None]:
     """Results and gradients with everything in `dtype` (None: as given); fills `grads` where it is empty."""
-    leaves = {name: (t.detach() if dtype is None else t.detach().to(dtype)).requires_grad_() for name, t in inputs.items()}
+    leaves = {
+        name: (t.detach() if dtype is None else t.detach().to(dtype)).requires_grad_() for name, t in inputs.items()
+    }
     if dtype is not None:
         options = {name: t.to(dtype) if torch.is_tensor(t) else t for name, t in options.items()}
     out = function(**leaves, **options)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 
 import emulation
 import pytest
@@ -30,15 +27,8 @@ def sanitized_library(can_build):
     return emulation.build("faults", [emulation.HERE / "faults.cu"], sanitized=True)
 
 
-def command(library, kernel, fault):
-    return [str(emulation.HERE / "run_fault.py"), str(library), kernel, str(NAMES.index(fault))]
-
-
-def run(library, kernel, fault, order="forward"):
-    environment = {**os.environ, "EMA_SIMT_ORDER": order}
-    return subprocess.run(
-        [sys.executable, *command(library, kernel, fault)], env=environment, capture_output=True, text=True
-    )
+def run(library, kernel, fault, order="forward", sanitized=False):
+    return emulation.run("run_fault.py", library, kernel, NAMES.index(fault), sanitized=sanitized, EMA_SIMT_ORDER=order)
 
 
 def results(library, kernel, fault, order="forward"):
@@ -94,7 +84,7 @@ def test_faults_that_abort(library, kernel, fault, words):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_sound_kernels_pass_the_sanitizers(sanitized_library, kernel):
-    done = emulation.run_sanitized(command(sanitized_library, kernel, "sound"))
+    done = run(sanitized_library, kernel, "sound", sanitized=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
@@ -109,7 +99,7 @@ def test_sound_kernels_pass_the_sanitizers(sanitized_library, kernel):
     ],
 )
 def test_faults_that_the_sanitizers_catch(sanitized_library, kernel, fault):
-    done = emulation.run_sanitized(command(sanitized_library, kernel, fault))
+    done = run(sanitized_library, kernel, fault, sanitized=True)
     assert done.returncode != 0
     assert "AddressSanitizer" in done.stderr
     assert "faults.cu" in done.stderr or "simt_ptx.h" in done.stderr

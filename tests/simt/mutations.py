@@ -1,0 +1,183 @@
+"""Faults that somebody could make in the real kernels, and the cases of `kernel_cases` that must fail with each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutation(NamedTuple):
+    """`text`, which stands once in `file` of csrc, becomes `replacement`."""
+
+    name: str
+    file: str
+    text: str
+    replacement: str
+    cases: tuple[str, ...]
+
+
+E_STEP, GRADIENT, M_STEP = "kernels/e_step.cu", "kernels/e_step_gradient.cu", "kernels/m_step.cu"
+PRODUCTS, BASES = "kernels/rank_k_products.cu", "kernels/bases.cu"
+TILE, MATH, ROW_BLOCK = "device/tile.h", "device/math.h", "device/row_block.h"
+WAIT, WAIT_FOR_TOO_FEW = "copy_async_wait(next - 1 - i);", "copy_async_wait(next - i);"
+WAIT_EARLY, BARRIER = f"if (!late) {WAIT}", "__syncthreads();"
+
+# tried with every change
+QUICK = [
+    Mutation(
+        "M-step: no barrier after the wait",
+        M_STEP,
+        f"{WAIT}\n    {BARRIER}",
+        WAIT,
+        ("many bases", "little shared memory"),
+    ),
+    Mutation(
+        "products: no barrier after the wait",
+        PRODUCTS,
+        f"copy_async_wait(0);\n    {BARRIER}",
+        "copy_async_wait(0);",
+        ("fused", "many bases"),
+    ),
+    Mutation("products: no wait", PRODUCTS, "copy_async_wait(0);", "", ("fused",)),
+    Mutation(
+        "bases: read by the block before they are there",
+        BASES,
+        f"{BARRIER}\n  for_bases(place, args.channels, args.num_bases, lines, [&](int64_t at, float value) {{ args.out",
+        "for_bases(place, args.channels, args.num_bases, lines, [&](int64_t at, float value) { args.out",
+        ("fused",),
+    ),
+    Mutation("bases: lines that overlap", BASES, "pitch(width + GAP)", "pitch(width / 2)", ("fused",)),
+]
+
+OTHERS = [
+    Mutation(
+        "E-step: a chunk is not waited for",
+        E_STEP,
+        WAIT_EARLY,
+        f"if (!late) {WAIT_FOR_TOO_FEW}",
+        ("fused", "little shared memory"),
+    ),
+    Mutation(
+        "E-step: no barrier before a chunk",
+        E_STEP,
+        f"{WAIT_EARLY}\n      {BARRIER}",
+        WAIT_EARLY,
+        ("fused", "many bases", "little shared memory"),
+    ),
+    Mutation(
+        "E-step: no barrier before the fused M-step", E_STEP, f"z_tile);\n      {BARRIER}", "z_tile);", ("fused",)
+    ),
+    Mutation("E-step: all splits write one slot", E_STEP, "slot = blockIdx.x", "slot = image", ("fused", "many bases")),
+    Mutation(
+        "gradient: a chunk is not waited for",
+        GRADIENT,
+        WAIT_EARLY,
+        f"if (!late) {WAIT_FOR_TOO_FEW}",
+        ("fused", "little shared memory"),
+    ),
+    Mutation(
+        "gradient: no barrier before a chunk",
+        GRADIENT,
+        f"{WAIT_EARLY}\n      {BARRIER}",
+        WAIT_EARLY,
+        ("fused", "many bases", "little shared memory"),
+    ),
+    Mutation(
+        "gradient: no barrier before the fused M-step",
+        GRADIENT,
+        f"tile_memory);\n      {BARRIER}",
+        "tile_memory);",
+        ("fused",),
+    ),
+    Mutation("gradient: channels of grad_y", GRADIENT, "chunk - x_chunks)", "chunk)", ("reconstruct", "fused")),
+    Mutation(
+        "gradient: the wrong weight",
+        GRADIENT,
+        "weights[1] * (grad[0][j][e + 2] + grad_mass)",
+        "weights[0] * (grad[0][j][e + 2] + grad_mass)",
+        ("fused", "float32"),
+    ),
+    Mutation("M-step: a stage is not waited for", M_STEP, WAIT, WAIT_FOR_TOO_FEW, ("many bases",)),
+    Mutation(
+        "M-step: channels of a group",
+        M_STEP,
+        "channel = group * group_width + 64 * channel_group",
+        "channel = 64 * channel_group",
+        ("many bases fp16 image",),
+    ),
+    Mutation(
+        "products: no barrier before the result",
+        PRODUCTS,
+        f"{BARRIER}\n  Tile<Word, COLUMNS> tile{{shared}};",
+        "Tile<Word, COLUMNS> tile{shared};",
+        ("fused", "many bases", "float32"),
+    ),
+    Mutation(
+        "products: no barrier before it is written",
+        PRODUCTS,
+        f"{BARRIER}\n  write_tile<Math>",
+        "write_tile<Math>",
+        ("fused",),
+    ),
+    Mutation("products: one image for all", PRODUCTS, "* args.images + image", "* args.images", ("fused",)),
+    Mutation(
+        "bases: packed before they are there",
+        BASES,
+        f"{BARRIER}\n  write_row<Math>(place, args.num_bases, lines",
+        "write_row<Math>(place, args.num_bases, lines",
+        ("fused",),
+    ),
+    Mutation("tile: swizzle beyond the row", TILE, "(row & 7) << 4", "(row & 7) << 5", ("fused",)),
+    Mutation(
+        "tile: odd elements are not shifted",
+        TILE,
+        "words[i] >> 16 | words[i + 1] << 16",
+        "words[i]",
+        ("odd rows", "unaligned"),
+    ),
+    Mutation("tile: rows beyond the matrix", TILE, "row + r < matrix.rows && left > 0", "left > 0", ("fused",)),
+    Mutation(
+        "math: fragments of the left operand",
+        MATH,
+        "tile.at(row + l % 16, inner + l / 16 * 8)",
+        "tile.at(row + l % 8 + l / 16 * 8, inner + l / 8 % 2 * 8)",
+        ("fused",),
+    ),
+    Mutation(
+        "math: fragments of the right operand",
+        MATH,
+        "tile.at(column + l % 8 + l / 16 * 8, inner + l / 8 % 2 * 8)",
+        "tile.at(column + l % 16, inner + l / 16 * 8)",
+        ("fused",),
+    ),
+    Mutation(
+        "math: fragments of tf32", MATH, "k + member + e / 2 * 4", "k + member + e % 2 * 4", ("tf32", "tf32 image")
+    ),
+    Mutation(
+        "rows: positions beyond the last are written",
+        ROW_BLOCK,
+        "if (n >= positions) continue;",
+        "",
+        ("fused fp16 image", "fused"),
+    ),
+    Mutation(
+        "rows: bases beyond the last take part",
+        ROW_BLOCK,
+        "block.base(j, e) < block.num_bases ? Math::exponential(z[j][e] - maxima[e / 2]) : 0.f",
+        "Math::exponential(z[j][e] - maxima[e / 2])",
+        ("odd rows",),
+    ),
+    Mutation(
+        "rows: a row is combined before all of it is there",
+        ROW_BLOCK,
+        f"}}\n  {BARRIER}\n#pragma unroll\n  for (int half = 0; half < 2; ++half) {{\n    int row",
+        "}\n#pragma unroll\n  for (int half = 0; half < 2; ++half) {\n    int row",
+        ("fused", "many bases"),
+    ),
+    Mutation(
+        "rows: masses are added before all are there",
+        ROW_BLOCK,
+        f"{BARRIER}\n    for (int k = threadIdx.x; k < padded",
+        "for (int k = threadIdx.x; k < padded",
+        ("fused", "many bases"),
+    ),
+]
