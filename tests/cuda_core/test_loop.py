@@ -32,8 +32,6 @@ def test_dtypes_and_memory_orders(dtype, layout):
 @pytest.mark.parametrize(
     ("positions", "channels", "num_bases"),
     [
-        (1, 3, 1),
-        (1, 64, 7),
         (2, 64, 65),
         (97, 3, 64),
         (64, 64, 1),
