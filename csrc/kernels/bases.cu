@@ -1,25 +1,58 @@
-// What happens to the bases between the passes over the features. A block works on 8 bases of one image, a warp on one.
+// What happens to the bases between the passes over the features. A block works on some bases of one image.
 //
 // Bases are [C, K] for the caller, with K fastest, and rows [K, C] for the products, so both ways go through shared
-// memory: 8 lines of Cp numbers, one a base. Lines are 4 numbers apart so that a warp meets every bank once.
+// memory: a line of Cp numbers for each base. Lines are 4 numbers apart so that a warp meets every bank once.
 #include "../device/math.h"
 #include "kernels.h"
 
 namespace ema {
 namespace {
 
-constexpr int THREADS = 256;
+constexpr int THREADS = 256, WARPS = THREADS / 32, GAP = 4;
 
-constexpr int LINES = THREADS / 32, GAP = 4;
+// Bases of a block: 8 where there are many images, so that [C, K] is written in whole sectors; fewer, with more warps
+// each, where the partial sums of a few images would keep only a few multiprocessors busy.
+int bases_of_block(const Problem& problem) {
+  constexpr int enough_blocks = 256;
+  int lines = WARPS;
+  while (lines > 1 && problem.images() * (padded_bases(problem.num_bases) / lines) < enough_blocks) lines /= 2;
+  return lines;
+}
 
-EMA_DEVICE float warp_sum(float value) {
-  for (int other = 16; other > 0; other /= 2) value += __shfl_xor_sync(~0u, value, other);
+// Which bases of which image a block works on, and the share of my thread in one of them: the channels from `first` on
+// in steps of `step`.
+struct Place {
+  int lines, image, first_base, base, padded, width, pitch, first, step;
+
+  EMA_DEVICE Place(int lines, int num_bases, int channels)
+      : lines(lines), padded(padded_bases(num_bases)), width(padded_channels(channels)), pitch(width + GAP) {
+    const int across = WARPS / lines;  // warps of a base
+    image = blockIdx.x / (padded / lines);
+    first_base = blockIdx.x % (padded / lines) * lines;
+    base = first_base + warp() / across;
+    first = warp() % across * 32 + lane();
+    step = across * 32;
+  }
+  EMA_DEVICE int64_t row() const { return static_cast<int64_t>(image) * padded + base; }
+  EMA_DEVICE float* line(float* memory) const { return memory + (base - first_base) * pitch; }
+};
+
+// A value of every thread combined over all threads of its base, in a fixed order. All threads of the block take part.
+template <class Combine>
+EMA_DEVICE float combine_line(const Place& place, float value, Combine combine) {
+  __shared__ float values[WARPS];
+  for (int other = 16; other > 0; other /= 2) value = combine(value, __shfl_xor_sync(~0u, value, other));
+  __syncthreads();
+  if (lane() == 0) values[warp()] = value;
+  __syncthreads();
+  const int across = WARPS / place.lines, mine = warp() / across * across;
+  value = values[mine];
+  for (int i = 1; i < across; ++i) value = combine(value, values[mine + i]);
   return value;
 }
 
-EMA_DEVICE float warp_maximum(float value) {
-  for (int other = 16; other > 0; other /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, other));
-  return value;
+EMA_DEVICE float line_sum(const Place& place, float value) {
+  return combine_line(place, value, [](float a, float b) { return a + b; });
 }
 
 // eps + value or max(eps, value); 1 where that is 0, which takes eps = 0: there 0 is divided.
@@ -35,61 +68,53 @@ EMA_DEVICE float power_of_two(float value) {
   return value == 0.f ? 1.f : __uint_as_float(exponent);
 }
 
-// Which 8 bases of which image.
-struct Place {
-  int image, first, base, padded, width, pitch;
-
-  EMA_DEVICE Place(int num_bases, int channels) : padded(padded_bases(num_bases)), width(padded_channels(channels)), pitch(width + GAP) {
-    image = blockIdx.x / (padded / LINES);
-    first = blockIdx.x % (padded / LINES) * LINES;
-    base = first + warp();
-  }
-  EMA_DEVICE int64_t row() const { return static_cast<int64_t>(image) * padded + base; }
-};
-
-// Calls body(base, channel, line) for the [C, K] of a block, neighbouring bases in neighbouring threads.
+// Calls body(index, number) for the [C, K] of a block, neighbouring bases in neighbouring threads.
 template <class Body>
-EMA_DEVICE void for_bases(const Place& place, int channels, int num_bases, float* lines, Body body) {
-  for (int i = threadIdx.x; i < channels * LINES; i += THREADS) {
-    int channel = i / LINES, line = i % LINES;
-    if (place.first + line < num_bases)
-      body((static_cast<int64_t>(place.image) * channels + channel) * num_bases + place.first + line,
-           lines[line * place.pitch + channel]);
+EMA_DEVICE void for_bases(const Place& place, int channels, int num_bases, float* memory, Body body) {
+  for (int i = threadIdx.x; i < channels * place.lines; i += THREADS) {
+    int channel = i / place.lines, line = i % place.lines;
+    if (place.first_base + line < num_bases)
+      body((static_cast<int64_t>(place.image) * channels + channel) * num_bases + place.first_base + line,
+           memory[line * place.pitch + channel]);
   }
 }
 
-// My warp's line becomes factor * the sum of the slots; adds slot after slot. Columns beyond C become 0.
-EMA_DEVICE void add_slots(const Place& place, const Partials& partials, int channels, float factor, float* line) {
-  constexpr int AT_ONCE = 8;
-  for (int start = lane(); start < place.width; start += 32 * AT_ONCE) {
+// My base's line becomes factor * the sum of the slots; adds slot after slot. Columns beyond C become 0.
+EMA_DEVICE void add_slots(const Place& place, const Partials& partials, int channels, float factor, float* memory) {
+  constexpr int AT_ONCE = 4;
+  float* line = place.line(memory);
+  const int64_t slot_size = static_cast<int64_t>(place.padded) * place.width;
+  const float* source = partials.sums + (static_cast<int64_t>(place.image) * partials.sum_splits) * slot_size +
+                        static_cast<int64_t>(place.base) * place.width;
+  for (int start = place.first; start < place.width; start += place.step * AT_ONCE) {
     float total[AT_ONCE] = {};
-    for (int slot = 0; slot < partials.sum_splits; ++slot) {
-      const float* source = partials.sums + ((static_cast<int64_t>(place.image) * partials.sum_splits + slot) * place.padded +
-                                             place.base) * place.width;
+#pragma unroll 4
+    for (int slot = 0; slot < partials.sum_splits; ++slot)
 #pragma unroll
-      for (int i = 0; i < AT_ONCE; ++i)
-        if (start + 32 * i < channels) total[i] += source[start + 32 * i];
-    }
+      for (int i = 0; i < AT_ONCE; ++i) {
+        int channel = start + place.step * i;
+        if (channel < channels) total[i] += source[slot * slot_size + channel];
+      }
 #pragma unroll
     for (int i = 0; i < AT_ONCE; ++i)
-      if (start + 32 * i < place.width) line[start + 32 * i] = factor * total[i];
+      if (start + place.step * i < place.width) line[start + place.step * i] = factor * total[i];
   }
-  __syncwarp();
 }
 
 EMA_DEVICE float add_masses(const Place& place, const Partials& partials) {
   float total = 0;
-  for (int slot = lane(); slot < partials.mass_splits; slot += 32)
+  for (int slot = place.first; slot < partials.mass_splits; slot += place.step)
     total += partials.masses[(static_cast<int64_t>(place.image) * partials.mass_splits + slot) * place.padded + place.base];
-  return warp_sum(total);
+  return line_sum(place, total);
 }
 
-// My warp's line, times factor, as a row for the products; zeros for a base beyond K.
+// My base's line, times factor, as a row for the products; zeros for a base beyond K.
 template <class Math>
-EMA_DEVICE void write_row(const Place& place, int num_bases, const float* line, float factor, void* rows) {
+EMA_DEVICE void write_row(const Place& place, int num_bases, float* memory, float factor, void* rows) {
   if (rows == nullptr) return;
+  const float* line = place.line(memory);
   auto* row = static_cast<typename Math::Word*>(rows) + place.row() * place.width;
-  for (int c = lane(); c < place.width; c += 32)
+  for (int c = place.first; c < place.width; c += place.step)
     row[c] = place.base < num_bases ? Math::round(factor * line[c]) : 0;
 }
 
@@ -97,24 +122,24 @@ struct PackArgs {
   Bases bases;
   void* rows;
   float factor;
-  int heads, channels, num_bases;
+  int lines, heads, channels, num_bases;
 };
 
 template <class Math>
 __global__ void __launch_bounds__(THREADS) pack_rows_kernel(const PackArgs args) {
   EMA_SHARED(shared);
-  float* lines = reinterpret_cast<float*>(shared);
-  const Place place(args.num_bases, args.channels);
+  float* memory = reinterpret_cast<float*>(shared);
+  const Place place(args.lines, args.num_bases, args.channels);
   const float* source = args.bases.data + place.image / args.heads * args.bases.batch_stride +
                         place.image % args.heads * args.bases.head_stride;
-  for (int i = threadIdx.x; i < place.width * LINES; i += THREADS) {
-    int channel = i / LINES, line = i % LINES;
-    bool inside = channel < args.channels && place.first + line < args.num_bases;
-    lines[line * place.pitch + channel] =
-        inside ? source[channel * args.bases.channel_stride + (place.first + line) * args.bases.base_stride] : 0.f;
+  for (int i = threadIdx.x; i < place.width * place.lines; i += THREADS) {
+    int channel = i / place.lines, line = i % place.lines, base = place.first_base + line;
+    bool inside = channel < args.channels && base < args.num_bases;
+    memory[line * place.pitch + channel] =
+        inside ? source[channel * args.bases.channel_stride + base * args.bases.base_stride] : 0.f;
   }
   __syncthreads();
-  write_row<Math>(place, args.num_bases, lines + warp() * place.pitch, args.factor, args.rows);
+  write_row<Math>(place, args.num_bases, memory, args.factor, args.rows);
 }
 
 struct AddArgs {
@@ -122,21 +147,22 @@ struct AddArgs {
   float* total;
   float* mass;
   float factor;
-  int channels, num_bases;
+  int lines, channels, num_bases;
 };
 
 __global__ void __launch_bounds__(THREADS) add_partials_kernel(const AddArgs args) {
   EMA_SHARED(shared);
-  float* lines = reinterpret_cast<float*>(shared);
-  const Place place(args.num_bases, args.channels);
+  float* memory = reinterpret_cast<float*>(shared);
+  const Place place(args.lines, args.num_bases, args.channels);
   if (args.total != nullptr) {
-    add_slots(place, args.partials, args.channels, args.factor, lines + warp() * place.pitch);
+    add_slots(place, args.partials, args.channels, args.factor, memory);
     __syncthreads();
-    for_bases(place, args.channels, args.num_bases, lines, [&](int64_t at, float value) { args.total[at] = value; });
+    for_bases(place, args.channels, args.num_bases, memory, [&](int64_t at, float value) { args.total[at] = value; });
   }
-  if (args.mass != nullptr && place.base < args.num_bases) {
+  if (args.mass != nullptr) {
     float mass = add_masses(place, args.partials);
-    if (lane() == 0) args.mass[static_cast<int64_t>(place.image) * args.num_bases + place.base] = mass;
+    if (place.first == 0 && place.base < args.num_bases)
+      args.mass[static_cast<int64_t>(place.image) * args.num_bases + place.base] = mass;
   }
 }
 
@@ -145,122 +171,123 @@ struct NormalizeArgs {
   Normalized out;
   float scale, eps;
   bool eps_max;
-  int channels, num_bases;
+  int lines, channels, num_bases;
 };
 
 template <class Math>
 __global__ void __launch_bounds__(THREADS) normalize_kernel(const NormalizeArgs args) {
   EMA_SHARED(shared);
-  float* lines = reinterpret_cast<float*>(shared);
-  const Place place(args.num_bases, args.channels);
-  float* line = lines + warp() * place.pitch;
-  if (place.base < args.num_bases) {
-    add_slots(place, args.partials, args.channels, 1.f, line);
-    const float mass = add_masses(place, args.partials), total = divisor(mass, args.eps, args.eps_max);
-    float squares = 0;
-    for (int c = lane(); c < place.width; c += 32) {
-      line[c] /= total;
-      squares += line[c] * line[c];
-    }
-    const float length = sqrtf(warp_sum(squares)), unit = divisor(length, args.eps, args.eps_max);
-    for (int c = lane(); c < place.width; c += 32) line[c] /= unit;
-    if (lane() == 0) {
-      args.out.mass[static_cast<int64_t>(place.image) * args.num_bases + place.base] = mass;
-      args.out.length[static_cast<int64_t>(place.image) * args.num_bases + place.base] = length;
-    }
+  float* memory = reinterpret_cast<float*>(shared);
+  const Place place(args.lines, args.num_bases, args.channels);
+  float* line = place.line(memory);
+  add_slots(place, args.partials, args.channels, 1.f, memory);
+  const float mass = add_masses(place, args.partials), total = divisor(mass, args.eps, args.eps_max);
+  float squares = 0;
+  for (int c = place.first; c < place.width; c += place.step) {
+    line[c] /= total;
+    squares += line[c] * line[c];
+  }
+  const float length = sqrtf(line_sum(place, squares)), unit = divisor(length, args.eps, args.eps_max);
+  for (int c = place.first; c < place.width; c += place.step) line[c] /= unit;
+  if (place.first == 0 && place.base < args.num_bases) {
+    args.out.mass[static_cast<int64_t>(place.image) * args.num_bases + place.base] = mass;
+    args.out.length[static_cast<int64_t>(place.image) * args.num_bases + place.base] = length;
   }
   __syncthreads();
-  for_bases(place, args.channels, args.num_bases, lines, [&](int64_t at, float value) { args.out.bases[at] = value; });
-  write_row<Math>(place, args.num_bases, line, args.scale, args.out.logit_rows);
-  write_row<Math>(place, args.num_bases, line, 1.f, args.out.value_rows);
+  for_bases(place, args.channels, args.num_bases, memory, [&](int64_t at, float value) { args.out.bases[at] = value; });
+  write_row<Math>(place, args.num_bases, memory, args.scale, args.out.logit_rows);
+  write_row<Math>(place, args.num_bases, memory, 1.f, args.out.value_rows);
 }
 
 struct GradientArgs {
   SumsGradient io;
   float eps;
   bool eps_max;
-  int channels, num_bases;
+  int lines, channels, num_bases;
 };
 
 template <class Math>
 __global__ void __launch_bounds__(THREADS) normalize_gradient_kernel(const GradientArgs args) {
   EMA_SHARED(shared);
-  float* lines = reinterpret_cast<float*>(shared);
+  float* memory = reinterpret_cast<float*>(shared);
   const SumsGradient& io = args.io;
-  const Place place(args.num_bases, args.channels);
-  float* m_lines = lines + LINES * place.pitch;
-  float *line = lines + warp() * place.pitch, *m = m_lines + warp() * place.pitch;
-  add_slots(place, io.partials, args.channels, io.factor, line);
+  const Place place(args.lines, args.num_bases, args.channels);
+  float* m_memory = memory + place.lines * place.pitch;
+  float *line = place.line(memory), *m = place.line(m_memory);
+  add_slots(place, io.partials, args.channels, io.factor, memory);
   __syncthreads();
   if (io.extra != nullptr)
-    for_bases(place, args.channels, args.num_bases, lines, [&](int64_t at, float& value) { value += io.extra[at]; });
+    for_bases(place, args.channels, args.num_bases, memory, [&](int64_t at, float& value) { value += io.extra[at]; });
   if (io.bases != nullptr)
-    for_bases(place, args.channels, args.num_bases, m_lines, [&](int64_t at, float& value) { value = io.bases[at]; });
+    for_bases(place, args.channels, args.num_bases, m_memory, [&](int64_t at, float& value) { value = io.bases[at]; });
   __syncthreads();
-  float power = 1, grad_mass = 0;
-  if (place.base < args.num_bases) {
-    const int64_t at = static_cast<int64_t>(place.image) * args.num_bases + place.base;
-    if (io.bases != nullptr) {
-      const float mass = io.mass[at], length = io.length[at], eps = args.eps;
-      const float total = divisor(mass, eps, args.eps_max), unit = divisor(length, eps, args.eps_max);
-      float along = 0;
-      for (int c = lane(); c < args.channels; c += 32) along += m[c] * line[c];
-      along = warp_sum(along);
-      // a dead base (length 0) has no direction to lose
-      const float radial = length > (args.eps_max ? eps : 0.f) ? along / length : 0.f;
-      for (int c = lane(); c < args.channels; c += 32) line[c] = (line[c] / unit - m[c] * radial) / total;
-      // after the L2 norm the mass matters only through eps: written so that nothing cancels
-      if (!args.eps_max)
-        grad_mass = -along * eps / unit / total;
-      else if (length <= eps && mass > eps)
-        grad_mass = -along / total;
-    } else {
-      grad_mass = io.mass[at];
-    }
-    float largest = 0;
-    for (int c = lane(); c < args.channels; c += 32) largest = fmaxf(largest, fabsf(line[c]));
-    power = power_of_two(warp_maximum(largest));
+  const bool exists = place.base < args.num_bases;
+  const int64_t at = static_cast<int64_t>(place.image) * args.num_bases + place.base;
+  float grad_mass = exists && io.bases == nullptr ? io.mass[at] : 0.f;
+  if (io.bases != nullptr) {
+    const float mass = exists ? io.mass[at] : 1.f, length = exists ? io.length[at] : 1.f, eps = args.eps;
+    const float total = divisor(mass, eps, args.eps_max), unit = divisor(length, eps, args.eps_max);
+    float along = 0;
+    if (exists)
+      for (int c = place.first; c < args.channels; c += place.step) along += m[c] * line[c];
+    along = line_sum(place, along);
+    // a dead base (length 0) has no direction to lose
+    const float radial = length > (args.eps_max ? eps : 0.f) ? along / length : 0.f;
+    if (exists)
+      for (int c = place.first; c < args.channels; c += place.step) line[c] = (line[c] / unit - m[c] * radial) / total;
+    // after the L2 norm the mass matters only through eps: written so that nothing cancels
+    if (!args.eps_max)
+      grad_mass = -along * eps / unit / total;
+    else if (length <= eps && mass > eps)
+      grad_mass = -along / total;
   }
-  write_row<Math>(place, args.num_bases, line, 1.f / power, io.rows);
-  if (lane() == 0) {
-    io.powers[place.row()] = power;
-    io.grad_mass[place.row()] = grad_mass;
+  float largest = 0;
+  for (int c = place.first; c < args.channels; c += place.step) largest = fmaxf(largest, fabsf(line[c]));
+  const float power = power_of_two(combine_line(place, largest, [](float a, float b) { return fmaxf(a, b); }));
+  write_row<Math>(place, args.num_bases, memory, 1.f / power, io.rows);
+  if (place.first == 0) {
+    io.powers[place.row()] = exists ? power : 1.f;
+    io.grad_mass[place.row()] = exists ? grad_mass : 0.f;
   }
 }
 
-dim3 grid_of(const Problem& problem) { return dim3(problem.images() * (padded_bases(problem.num_bases) / LINES)); }
-
-int lines_bytes(int channels) { return LINES * (padded_channels(channels) + GAP) * static_cast<int>(sizeof(float)); }
+// Launch of a kernel of this file: its grid, and in shared memory `arrays` lines of `channels` for each base of a block.
+template <class Args>
+cudaError_t launch_bases(void (*kernel)(Args), const Problem& problem, int channels, int arrays, const Args& args,
+                         cudaStream_t stream) {
+  dim3 grid(problem.images() * (padded_bases(problem.num_bases) / args.lines));
+  int bytes = arrays * args.lines * (padded_channels(channels) + GAP) * static_cast<int>(sizeof(float));
+  return launch(kernel, grid, dim3(THREADS), bytes, stream, args);
+}
 
 }  // namespace
 
 cudaError_t pack_rows(const Problem& problem, const Bases& bases, int channels, float factor, void* rows,
                       cudaStream_t stream) {
-  PackArgs args{bases, rows, factor, problem.heads, channels, problem.num_bases};
+  PackArgs args{bases, rows, factor, bases_of_block(problem), problem.heads, channels, problem.num_bases};
   return with_math(problem, [&](auto math) {
-    return launch(pack_rows_kernel<decltype(math)>, grid_of(problem), dim3(THREADS), lines_bytes(channels), stream, args);
+    return launch_bases(pack_rows_kernel<decltype(math)>, problem, channels, 1, args, stream);
   });
 }
 
 cudaError_t add_partials(const Problem& problem, int channels, const Partials& partials, float factor, float* total,
                          float* mass, cudaStream_t stream) {
-  AddArgs args{partials, total, mass, factor, channels, problem.num_bases};
-  return launch(add_partials_kernel, grid_of(problem), dim3(THREADS), lines_bytes(channels), stream, args);
+  AddArgs args{partials, total, mass, factor, bases_of_block(problem), channels, problem.num_bases};
+  return launch_bases(add_partials_kernel, problem, channels, 1, args, stream);
 }
 
 cudaError_t normalize(const Problem& problem, const Partials& partials, const Normalized& out, cudaStream_t stream) {
-  NormalizeArgs args{partials, out, problem.scale, problem.eps, problem.eps_max, problem.channels, problem.num_bases};
+  NormalizeArgs args{partials,        out, problem.scale, problem.eps, problem.eps_max, bases_of_block(problem),
+                     problem.channels, problem.num_bases};
   return with_math(problem, [&](auto math) {
-    return launch(normalize_kernel<decltype(math)>, grid_of(problem), dim3(THREADS), lines_bytes(problem.channels), stream,
-                  args);
+    return launch_bases(normalize_kernel<decltype(math)>, problem, problem.channels, 1, args, stream);
   });
 }
 
 cudaError_t normalize_gradient(const Problem& problem, const SumsGradient& io, cudaStream_t stream) {
-  GradientArgs args{io, problem.eps, problem.eps_max, problem.channels, problem.num_bases};
+  GradientArgs args{io, problem.eps, problem.eps_max, bases_of_block(problem), problem.channels, problem.num_bases};
   return with_math(problem, [&](auto math) {
-    return launch(normalize_gradient_kernel<decltype(math)>, grid_of(problem), dim3(THREADS),
-                  2 * lines_bytes(problem.channels), stream, args);
+    return launch_bases(normalize_gradient_kernel<decltype(math)>, problem, problem.channels, 2, args, stream);
   });
 }
 
