@@ -28,7 +28,7 @@ HEADERS = ("cuda_runtime_api.h", "cuda_bf16.h", "cuda_fp16.h", "vector_functions
 FLAGS = ["-std=c++17", "-DEMA_SIMT", "-fPIC", "-g1", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 FAST = ["-O3", "-march=native", "-mprefer-vector-width=256"] if os.uname().machine == "x86_64" else ["-O3"]
 UNOPTIMISED = ["-O0"]  # for what only passes on: the binding of Python takes longer to compile than to run
-SANITIZED = ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZED = ["-O0", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def missing() -> str | None:
