@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,11 +20,11 @@ from ema_ops.backends import cuda
 
 @pytest.fixture(scope="session")
 def core():
-    """The module; skips where it cannot be built."""
+    """The module, or with EMA_SIMT_SANITIZED=1 the one with sanitizers; skips where it cannot be built."""
     reason = emulation.missing()
     if reason is not None:
         pytest.skip(f"kernels cannot be executed on this machine: {reason}")
-    return emulation.load_core()
+    return emulation.load_core(sanitized=os.environ.get("EMA_SIMT_SANITIZED") == "1")
 
 
 @pytest.fixture
