@@ -41,8 +41,8 @@ QUICK = [
     Mutation(
         "bases: read by the block before they are there",
         BASES,
-        f"{BARRIER}\n  for_bases(place, args.channels, args.num_bases, memory, [&](int64_t at, float value) {{ args.out",
-        "for_bases(place, args.channels, args.num_bases, memory, [&](int64_t at, float value) { args.out",
+        f"if (lane() == 0) values[warp()] = value;\n  {BARRIER}",
+        "if (lane() == 0) values[warp()] = value;",
         ("fused",),
     ),
     Mutation("bases: lines that overlap", BASES, "pitch(width + GAP)", "pitch(width / 2)", ("fused",)),
