@@ -1,4 +1,5 @@
 // E-step: responsibilities of tile after tile of one image, and the M-step of the tile while it is on chip.
+#include "../device/pipeline.h"
 #include "../device/row_block.h"
 #include "kernels.h"
 
@@ -28,7 +29,6 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_kernel(const Args ar
   const int padded = padded_bases(args.num_bases), width = padded_channels(io.x.channels);
   const int chunks = (io.x.channels + Math::CHUNK - 1) / Math::CHUNK;
   const TileRange tiles(args.positions, plan.splits, blockIdx.x % plan.splits);
-  const int total = tiles.count() * chunks;
   const auto x = image_of<Word, POSITIONS_FASTEST>(io.x, image, args.heads, args.positions);
   const Rows<Word> logit_rows(io.logit_rows, image, padded, width);
   auto feature_tile = [&](int chunk) {
@@ -37,18 +37,15 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_kernel(const Args ar
   auto row_tile = [&](int chunk) {
     return Tile<Word, Math::CHUNK>{row_memory + chunk % plan.row_slots * ROW_BYTES};
   };
-  int next = 0;  // the first chunk that is not on its way yet
-  auto load_chunks = [&](int limit) {
-    for (; next < total && next < limit; ++next) {
-      int tile = tiles.begin + next / chunks, chunk = next % chunks;
-      Chunk::load(feature_tile(next), x, tile * TILE, chunk * Math::CHUNK);
-      if (!plan.rows_resident || next < chunks)
-        logit_rows.load(row_tile(plan.rows_resident ? chunk : next), chunk * Math::CHUNK);
-      copy_async_commit();
-    }
+  auto load_chunk = [&](int i) {
+    int tile = tiles.begin + i / chunks, chunk = i % chunks;
+    Chunk::load(feature_tile(i), x, tile * TILE, chunk * Math::CHUNK);
+    if (!plan.rows_resident || i < chunks)
+      logit_rows.load(row_tile(plan.rows_resident ? chunk : i), chunk * Math::CHUNK);
   };
 
   const Block block(args.num_bases);
+  Pipeline pipeline(tiles.count() * chunks);
   float sums[FUSED ? 4 : 1][8][4] = {};
   for (int tile = 0; tile < tiles.count(); ++tile) {
     float z[1][BLOCKS][4] = {};
@@ -56,15 +53,7 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_kernel(const Args ar
       const int i = tile * chunks + chunk;
       const int feature_limit = (FUSED ? tile * chunks : i) + plan.feature_slots;
       const int limit = plan.rows_resident ? feature_limit : min(feature_limit, i + plan.row_slots);
-      // with few slots the chunk itself may still have to wait for the block to leave the one before
-      const bool late = next <= i;
-      if (!late) copy_async_wait(next - 1 - i);
-      __syncthreads();
-      load_chunks(limit);
-      if (late) {
-        copy_async_wait(next - 1 - i);
-        __syncthreads();
-      }
+      pipeline.advance(i, limit, load_chunk);
       multiply_tiles<Math, POSITIONS_FASTEST, false, Math::CHUNK>(
           z, feature_tile(i), block.row, row_tile(plan.rows_resident ? chunk : i), block.column, block.blocks);
     }

@@ -2,6 +2,7 @@
 //
 // A tile takes the chunks of x first, for the logits and the gradient that comes from the sums, then those of grad_y,
 // for the one that comes from the reconstruction.
+#include "../device/pipeline.h"
 #include "../device/row_block.h"
 #include "kernels.h"
 
@@ -35,50 +36,38 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
   const int x_chunks = (io.x.channels + Math::CHUNK - 1) / Math::CHUNK;
   const int chunks = x_chunks + (has_values ? (io.grad_y.channels + Math::CHUNK - 1) / Math::CHUNK : 0);
   const TileRange tiles(args.positions, plan.splits, blockIdx.x % plan.splits);
-  const int total = tiles.count() * chunks;
   auto feature_tile = [&](int chunk) {
     return typename Chunk::Shape{shared + chunk % plan.feature_slots * Chunk::BYTES};
   };
   auto row_tile = [&](int chunk, int which) {
     return Tile<Word, Math::CHUNK>{row_memory + chunk % plan.row_slots * row_slot + which * ROW_BYTES};
   };
-  int next = 0;  // the first chunk that is not on its way yet
-  auto load_chunks = [&](int limit) {
-    for (; next < total && next < limit; ++next) {
-      int position = (tiles.begin + next / chunks) * TILE, chunk = next % chunks;
-      bool from_x = chunk < x_chunks;
-      int channel = (from_x ? chunk : chunk - x_chunks) * Math::CHUNK;
-      const Features& features = from_x ? io.x : io.grad_y;
-      Chunk::load(feature_tile(next), image_of<Word, POSITIONS_FASTEST>(features, image, args.heads, args.positions),
-                  position, channel);
-      if (!plan.rows_resident || next < chunks) {
-        const int slot = plan.rows_resident ? chunk : next, columns = padded_channels(features.channels);
-        const Rows<Word> rows(from_x ? io.logit_rows : io.value_rows, image, padded, columns);
-        rows.load(row_tile(slot, 0), channel);
-        if (from_x && has_sums) Rows<Word>(io.sums_rows, image, padded, columns).load(row_tile(slot, 1), channel);
-      }
-      copy_async_commit();
+  auto load_chunk = [&](int i) {
+    const int position = (tiles.begin + i / chunks) * TILE, chunk = i % chunks;
+    const bool from_x = chunk < x_chunks;
+    const int channel = (from_x ? chunk : chunk - x_chunks) * Math::CHUNK;
+    const Features& features = from_x ? io.x : io.grad_y;
+    Chunk::load(feature_tile(i), image_of<Word, POSITIONS_FASTEST>(features, image, args.heads, args.positions), position,
+                channel);
+    if (!plan.rows_resident || i < chunks) {
+      const int slot = plan.rows_resident ? chunk : i, columns = padded_channels(features.channels);
+      const Rows<Word> rows(from_x ? io.logit_rows : io.value_rows, image, padded, columns);
+      rows.load(row_tile(slot, 0), channel);
+      if (from_x && has_sums) Rows<Word>(io.sums_rows, image, padded, columns).load(row_tile(slot, 1), channel);
     }
   };
 
   const Block block(args.num_bases);
+  Pipeline pipeline(tiles.count() * chunks);
   float sums[FUSED ? 4 : 1][8][4] = {};
-  for (int tile = 0; tile * chunks < total; ++tile) {
+  for (int tile = 0; tile * chunks < pipeline.total; ++tile) {
     const int position = (tiles.begin + tile) * TILE + block.row + lane() / 4;
     float z[1][BLOCKS][4] = {}, grad[1][BLOCKS][4] = {};
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const int i = tile * chunks + chunk;
       const int feature_limit = (FUSED ? tile * chunks : i) + plan.feature_slots;
       const int limit = plan.rows_resident ? feature_limit : min(feature_limit, i + plan.row_slots);
-      // with few slots the chunk itself may still have to wait for the block to leave the one before
-      const bool late = next <= i;
-      if (!late) copy_async_wait(next - 1 - i);
-      __syncthreads();
-      load_chunks(limit);
-      if (late) {
-        copy_async_wait(next - 1 - i);
-        __syncthreads();
-      }
+      pipeline.advance(i, limit, load_chunk);
       const int slot = plan.rows_resident ? chunk : i;
       const bool from_x = chunk < x_chunks;
       if (from_x)

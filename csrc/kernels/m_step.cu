@@ -1,4 +1,5 @@
 // M-step from stored responsibilities: features^T left for a group of channels and a share of the positions.
+#include "../device/pipeline.h"
 #include "../device/row_block.h"
 #include "kernels.h"
 
@@ -30,7 +31,6 @@ __global__ void __launch_bounds__(THREADS, 1) m_step_kernel(const Args args) {
   const int split = blockIdx.x % args.plan.splits, group = blockIdx.x / args.plan.splits % groups;
   const int image = blockIdx.x / args.plan.splits / groups;
   const TileRange tiles(args.positions, args.plan.splits, split);
-  const int total = tiles.count() * (TILE / STEP);
   const auto x = image_of<Word, POSITIONS_FASTEST>(args.features, image, args.heads, args.positions);
   const Matrix<Word> left(
       static_cast<Word*>(const_cast<void*>(args.left)) + static_cast<int64_t>(image) * args.positions * padded, padded,
@@ -39,20 +39,16 @@ __global__ void __launch_bounds__(THREADS, 1) m_step_kernel(const Args args) {
   auto piece = [&](int step, int index) {
     return shared + (step % args.plan.slots * (base_groups + channel_groups) + index) * PIECE;
   };
-  int next = 0;
-  auto load_steps = [&](int limit) {
-    for (; next < total && next < limit; ++next) {
-      int position = tiles.begin * TILE + next * STEP;
-      for (int i = 0; i < base_groups; ++i) load_tile(Left{piece(next, i)}, STEP, left, position, 64 * i);
-      for (int i = 0; i < channel_groups; ++i) {
-        Right tile{piece(next, base_groups + i)};
-        int channel = group * group_width + 64 * i;
-        if (POSITIONS_FASTEST)
-          load_tile(tile, 64, x, channel, position);
-        else
-          load_tile(tile, STEP, x, position, channel);
-      }
-      copy_async_commit();
+  auto load_step = [&](int step) {
+    int position = tiles.begin * TILE + step * STEP;
+    for (int i = 0; i < base_groups; ++i) load_tile(Left{piece(step, i)}, STEP, left, position, 64 * i);
+    for (int i = 0; i < channel_groups; ++i) {
+      Right tile{piece(step, base_groups + i)};
+      int channel = group * group_width + 64 * i;
+      if (POSITIONS_FASTEST)
+        load_tile(tile, 64, x, channel, position);
+      else
+        load_tile(tile, STEP, x, position, channel);
     }
   };
 
@@ -60,16 +56,9 @@ __global__ void __launch_bounds__(THREADS, 1) m_step_kernel(const Args args) {
   const int channel = group * group_width + 64 * channel_group;
   const bool works = channel_group < channel_groups && channel < width;
   float sums[4][8][4] = {};
-  for (int i = 0; i < total; ++i) {
-    // with one slot the step itself still has to wait for the block to leave the one before
-    const bool late = next <= i;
-    if (!late) copy_async_wait(next - 1 - i);
-    __syncthreads();
-    load_steps(i + args.plan.slots);
-    if (late) {
-      copy_async_wait(next - 1 - i);
-      __syncthreads();
-    }
+  Pipeline pipeline(tiles.count() * (TILE / STEP));
+  for (int i = 0; i < pipeline.total; ++i) {
+    pipeline.advance(i, i + args.plan.slots, load_step);
     if (works)
       multiply_tiles<Math, true, !POSITIONS_FASTEST, STEP>(sums, Left{piece(i, base_group)}, 0,
                                                            Right{piece(i, base_groups + channel_group)}, 0, 8);

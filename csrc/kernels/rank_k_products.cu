@@ -1,5 +1,6 @@
 // The reconstruction and the gradient of the features: products of rank K, added up and written once.
 #include "../device/chunks.h"
+#include "../device/pipeline.h"
 #include "kernels.h"
 
 namespace ema {
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(THREADS, 1) rank_k_products_kernel(const Args 
   const int position = blockIdx.x / channel_tiles % position_tiles * (POSITIONS_FASTEST ? COLUMNS : ROWS);
   const int image = blockIdx.x / channel_tiles / position_tiles;
 
-  const int steps = padded / Math::CHUNK, total = args.products * steps;
+  const int steps = padded / Math::CHUNK;
   auto load_step = [&](int step) {
     int64_t pair = static_cast<int64_t>(step / steps) * args.images + image;
     const Matrix<Word> left(static_cast<Word*>(const_cast<void*>(args.left)) + pair * args.positions * padded, padded,
@@ -85,15 +86,12 @@ __global__ void __launch_bounds__(THREADS, 1) rank_k_products_kernel(const Args 
     const Matrix<Word> right(static_cast<Word*>(const_cast<void*>(args.right)) + pair * padded * width, width, padded, width);
     Both::load(shared + step % SLOTS * Both::BYTES, left, right,
                step % steps * Math::CHUNK, position, channel);
-    copy_async_commit();
   };
   const int row = warp() / 2 * 16, column = warp() % 2 * 64;
   float acc[1][8][4] = {};
-  load_step(0);
-  for (int step = 0; step < total; ++step) {
-    copy_async_wait(0);
-    __syncthreads();
-    if (step + 1 < total) load_step(step + 1);
+  Pipeline pipeline(args.products * steps);
+  for (int step = 0; step < pipeline.total; ++step) {
+    pipeline.advance(step, step + SLOTS, load_step);
     Both::multiply(acc, shared + step % SLOTS * Both::BYTES, row, column);
   }
 

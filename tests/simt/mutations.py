@@ -17,27 +17,26 @@ class Mutation(NamedTuple):
 
 E_STEP, GRADIENT, M_STEP = "kernels/e_step.cu", "kernels/e_step_gradient.cu", "kernels/m_step.cu"
 PRODUCTS, BASES = "kernels/rank_k_products.cu", "kernels/bases.cu"
-TILE, MATH, ROW_BLOCK = "device/tile.h", "device/math.h", "device/row_block.h"
+TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_block.h", "device/pipeline.h"
 WAIT, WAIT_FOR_TOO_FEW = "copy_async_wait(next - 1 - i);", "copy_async_wait(next - i);"
 WAIT_EARLY, BARRIER = f"if (!late) {WAIT}", "__syncthreads();"
 
 # tried with every change
 QUICK = [
     Mutation(
-        "M-step: no barrier after the wait",
-        M_STEP,
-        f"{WAIT}\n    {BARRIER}",
-        WAIT,
-        ("many bases", "little shared memory"),
+        "pipeline: no barrier after the wait",
+        PIPELINE,
+        f"{WAIT_EARLY}\n    {BARRIER}",
+        WAIT_EARLY,
+        ("fused", "many bases", "little shared memory"),
     ),
     Mutation(
-        "products: no barrier after the wait",
-        PRODUCTS,
-        f"copy_async_wait(0);\n    {BARRIER}",
-        "copy_async_wait(0);",
-        ("fused", "many bases"),
+        "pipeline: a piece is not waited for",
+        PIPELINE,
+        WAIT_EARLY,
+        f"if (!late) {WAIT_FOR_TOO_FEW}",
+        ("fused", "little shared memory"),
     ),
-    Mutation("products: no wait", PRODUCTS, "copy_async_wait(0);", "", ("fused",)),
     Mutation(
         "bases: read by the block before they are there",
         BASES,
@@ -50,37 +49,16 @@ QUICK = [
 
 OTHERS = [
     Mutation(
-        "E-step: a chunk is not waited for",
-        E_STEP,
-        WAIT_EARLY,
-        f"if (!late) {WAIT_FOR_TOO_FEW}",
-        ("fused", "little shared memory"),
-    ),
-    Mutation(
-        "E-step: no barrier before a chunk",
-        E_STEP,
-        f"{WAIT_EARLY}\n      {BARRIER}",
-        WAIT_EARLY,
+        "pipeline: no barrier where the slots are few",
+        PIPELINE,
+        f"{WAIT}\n      {BARRIER}",
+        WAIT,
         ("fused", "many bases", "little shared memory"),
     ),
     Mutation(
         "E-step: no barrier before the fused M-step", E_STEP, f"z_tile);\n      {BARRIER}", "z_tile);", ("fused",)
     ),
     Mutation("E-step: all splits write one slot", E_STEP, "slot = blockIdx.x", "slot = image", ("fused", "many bases")),
-    Mutation(
-        "gradient: a chunk is not waited for",
-        GRADIENT,
-        WAIT_EARLY,
-        f"if (!late) {WAIT_FOR_TOO_FEW}",
-        ("fused", "little shared memory"),
-    ),
-    Mutation(
-        "gradient: no barrier before a chunk",
-        GRADIENT,
-        f"{WAIT_EARLY}\n      {BARRIER}",
-        WAIT_EARLY,
-        ("fused", "many bases", "little shared memory"),
-    ),
     Mutation(
         "gradient: no barrier before the fused M-step",
         GRADIENT,
@@ -96,7 +74,6 @@ OTHERS = [
         "weights[0] * (grad[0][j][e + 2] + grad_mass)",
         ("fused", "float32"),
     ),
-    Mutation("M-step: a stage is not waited for", M_STEP, WAIT, WAIT_FOR_TOO_FEW, ("many bases",)),
     Mutation(
         "M-step: channels of a group",
         M_STEP,
@@ -122,8 +99,8 @@ OTHERS = [
     Mutation(
         "bases: packed before they are there",
         BASES,
-        f"{BARRIER}\n  write_row<Math>(place, args.num_bases, lines",
-        "write_row<Math>(place, args.num_bases, lines",
+        f"{BARRIER}\n  write_row<Math>(place, args.num_bases, memory",
+        "write_row<Math>(place, args.num_bases, memory",
         ("fused",),
     ),
     Mutation("tile: swizzle beyond the row", TILE, "(row & 7) << 4", "(row & 7) << 5", ("fused",)),
