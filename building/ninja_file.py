@@ -85,13 +85,17 @@ def _link(choice: Choice, folder: Path) -> list[str]:
 
 
 def _rule(name: str, words: Sequence[str], *, compiles: bool) -> list[str]:
-    """A rule whose command is `words`; when one fails its messages are shown, else they stay in the .log."""
+    """A rule whose command is `words`; when one fails its messages are shown, else they stay in the .log.
+
+    `times` adds the processor time of the compiler as the log's last line.
+    """
     command = shlex.join(words).replace("$", "$$")
     if not compiles:
         return [f"rule {name}", f"  command = {command} $in -o $out", "  description = link $out"]
     return [
         f"rule {name}",
-        f"  command = {command} -MMD -MF $out.d -c $in -o $out > $out.log 2>&1 || {{ cat $out.log; exit 1; }}",
+        f"  command = {{ {command} -MMD -MF $out.d -c $in -o $out && times; }} > $out.log 2>&1"
+        " || { cat $out.log; exit 1; }",
         "  description = compile $in",
         "  depfile = $out.d",
         "  deps = gcc",

@@ -42,6 +42,14 @@ def read_report(log: Path) -> list[Usage]:
     return found
 
 
+def processor_seconds(log: Path) -> float:
+    """User and system time of one compilation, from the last line of its messages, such as 1m3.250s 0m2.100s."""
+    found = re.findall(r"(\d+)m([\d.]+)s", log.read_text().splitlines()[-1])
+    if len(found) != 2:
+        raise ValueError(f"{log} ends without the times of the compiler: expected two such as 1m3.250s")
+    return sum(60 * int(minutes) + float(seconds) for minutes, seconds in found)
+
+
 def block_sizes(cuobjdump: Path, library: Path) -> dict[tuple[str, str], int]:
     """Threads of a block that each (kernel, architecture) in a library was compiled for."""
     dump = subprocess.run([cuobjdump, "-elf", library], capture_output=True, text=True, check=True).stdout

@@ -37,8 +37,8 @@ def toolkit():
 
 @pytest.fixture(scope="session")
 def core_folder(toolkit):
-    """The build folder of the core for every architecture, made complete if it is not."""
-    run(sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", cwd=ROOT)
+    """The build folder of the core as `make core` builds it, made complete if it is not."""
+    run(sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", cwd=ROOT, **os.environ)
     return ROOT / BUILD_FOLDER
 
 
