@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from calls import ORDERS, check_loop, draw_call
 from examples import features, unit_bases
 from judge import assert_close_to_reference
 
 import ema_ops
 from ema_ops import reference
 
-BACKENDS = [name for name in ema_ops.available_backends() if name != "torch"]
 SHAPES = [
     (1, 1, 64, 7),
     (2, 97, 19, 7),
@@ -20,59 +20,35 @@ SHAPES = [
     (3, 301, 64, 16),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
-def on_gpu(function, x, bases, grad_y, dtype, **options):
-    leaves = [x.to(dtype).requires_grad_(), bases.to(torch.promote_types(dtype, torch.float32)).requires_grad_()]
-    y, last = function(*leaves, **options)
-    return y, last, *torch.autograd.grad(y, leaves, grad_y.to(y.dtype), allow_unused=True)
-
-
-def plain_formula(x, bases, **options):
-    return reference.em_attention(x, bases.to(x.dtype), **options)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@dtypes
 @pytest.mark.parametrize("order", ["rows", "columns"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_loop(backend, dtype, order, shape):
-    batch, positions, channels, num_bases = shape
-    x = features(batch, positions, channels, dtype=dtype, order=order).cuda()
-    bases = unit_bases(channels, num_bases, dtype=torch.float32).cuda()
-    grad_y = features(batch, positions, channels, dtype=dtype, order=order, seed=2).cuda()
-    ours = on_gpu(ema_ops.em_attention, x, bases, grad_y, dtype, backend=backend)
-    plain = on_gpu(plain_formula, x, bases, grad_y, dtype)
-    exact = on_gpu(plain_formula, x, bases, grad_y, torch.float64)
-    assert ours[0].stride() == x.stride()
-    names = ["y", "bases", "grad_x", "grad_bases"]
-    if positions == 1:
-        # all bases become the one position then, and their exact gradient is 0
-        assert ours[3].isfinite().all()
-        names.pop()
-    for name, got, want, simple, factor in zip(names, ours, exact, plain, (2, 2, 3, 3), strict=False):
-        assert_close_to_reference(got, want, simple, factor=factor, name=name)
+    call = draw_call(backend, shape, dtype, order)
+    check_loop(call)
+    if shape[1] > 1:
+        assert call()[0].stride() == call.x.stride()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@dtypes
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("shape", [(2, 33 * 33, 64, 16), (2, 129, 129, 70)], ids=str)
+def test_odd_sizes_and_slices_that_are_not_aligned(backend, dtype, order, shape):
+    check_loop(draw_call(backend, shape, dtype, order))
+
+
+@dtypes
 @pytest.mark.parametrize(("grad_iters", "eps_mode"), [(1, "add"), (2, "max"), (None, "max")])
 def test_weights_truncation_and_eps_mode(backend, dtype, grad_iters, eps_mode):
-    x, bases = features(2, 500, 96, dtype=dtype).cuda(), unit_bases(96, 24, dtype=torch.float32).cuda()
-    grad_y, weight = features(2, 500, 96, dtype=dtype, seed=2).cuda(), (torch.rand(2, 500) > 0.3).cuda()
-    options = {"grad_iters": grad_iters, "eps_mode": eps_mode}
-    ours = on_gpu(ema_ops.em_attention, x, bases, grad_y, dtype, backend=backend, weight=weight, **options)
-    plain = on_gpu(plain_formula, x, bases, grad_y, dtype, weight=weight.to(dtype), **options)
-    exact = on_gpu(plain_formula, x, bases, grad_y, torch.float64, weight=weight.double(), **options)
-    for got, want, simple, factor in zip(ours, exact, plain, (2, 2, 3, 3), strict=True):
-        if want is None:
-            assert got is None
-        else:
-            assert_close_to_reference(got, want, simple, factor=factor)
+    weight = (torch.rand(2, 500, generator=torch.Generator().manual_seed(5)) > 0.3).cuda()
+    options = {"weight": weight, "grad_iters": grad_iters, "eps_mode": eps_mode}
+    check_loop(draw_call(backend, (2, 500, 96, 24), dtype, **options))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@dtypes
 def test_heads_in_an_image(backend, dtype):
     for memory_format in (torch.contiguous_format, torch.channels_last):
         layer = ema_ops.EMAttention(64, 16, num_heads=4, backend=backend).cuda().eval()
@@ -87,8 +63,7 @@ def test_heads_in_an_image(backend, dtype):
         assert x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@dtypes
 def test_parts(backend, dtype):
     x, bases = features(2, 777, 80, dtype=dtype).cuda(), unit_bases(2, 80, 20, dtype=torch.float32).cuda()
     values, bias = features(2, 48, 20, dtype=torch.float32, seed=3).cuda(), features(2, 20, seed=4).float().cuda()
@@ -110,3 +85,23 @@ def test_parts(backend, dtype):
         run(dtype, True), run(torch.float64, False), run(dtype, False), (2, 2, 2, 3, 3, 3, 3), strict=True
     ):
         assert_close_to_reference(got, want, simple, factor=factor)
+
+
+@pytest.fixture
+def matmul():
+    """PyTorch's setting of float32 products; a test may change it."""
+    setting = torch.backends.cuda.matmul
+    before = setting.fp32_precision
+    yield setting
+    setting.fp32_precision = before
+
+
+def test_tf32_products_where_pytorch_may_use_them(backend, matmul):
+    """Under either setting as good as PyTorch's own products, and not the same numbers."""
+    call, results = draw_call(backend, (2, 1024, 512, 64), torch.float32), {}
+    for precision in ("ieee", "tf32"):
+        matmul.fp32_precision = precision
+        check_loop(call, case=precision)
+        results[precision] = call()
+    if torch.cuda.get_device_capability() >= (8, 0):
+        assert not torch.equal(results["ieee"][0], results["tf32"][0])
