@@ -112,26 +112,48 @@ EMA_DEVICE void multiply_tiles(float (&acc)[ROWS][BLOCKS][4], const Tile<typenam
         }
       }
     } else {
-#pragma unroll (ROWS * BLOCKS > 4 ? 1 : 4)
-      for (int k = 0; k < INNER; ++k) {
-        float a[ROWS][2];
+      // A few blocks at a time start from 0 and are added at the end: a long sum, one number after the other, loses digits.
+      // Of many rows all are summed at once, for more sums do not fit into the registers.
+      constexpr bool SHORT_SUMS = ROWS == 1;
+      constexpr int GROUP = SHORT_SUMS ? 4 : BLOCKS;
+#pragma unroll
+      for (int first = 0; first < BLOCKS; first += GROUP) {
+        if (first >= blocks) break;
+        float sums[ROWS][GROUP][4];
 #pragma unroll
         for (int i = 0; i < ROWS; ++i)
 #pragma unroll
-          for (int e = 0; e < 2; ++e) a[i][e] = __uint_as_float(left_at(row + 16 * i + group + 8 * e, k));
+          for (int j = 0; j < GROUP; ++j)
 #pragma unroll
-        for (int j = 0; j < BLOCKS; ++j) {
-          if (j >= blocks) break;
+            for (int e = 0; e < 4; ++e) sums[i][j][e] = SHORT_SUMS ? 0.f : acc[i][first + j][e];
+#pragma unroll (ROWS * BLOCKS > 4 ? 1 : 4)
+        for (int k = 0; k < INNER; ++k) {
+          float a[ROWS][2];
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            float b = __uint_as_float(right_at(k, column + 8 * j + 2 * member + e));
+          for (int i = 0; i < ROWS; ++i)
 #pragma unroll
-            for (int i = 0; i < ROWS; ++i) {
-              acc[i][j][e] = fmaf(a[i][0], b, acc[i][j][e]);
-              acc[i][j][e + 2] = fmaf(a[i][1], b, acc[i][j][e + 2]);
+            for (int e = 0; e < 2; ++e) a[i][e] = __uint_as_float(left_at(row + 16 * i + group + 8 * e, k));
+#pragma unroll
+          for (int j = 0; j < GROUP; ++j) {
+            if (first + j >= blocks) break;
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              float b = __uint_as_float(right_at(k, column + 8 * (first + j) + 2 * member + e));
+#pragma unroll
+              for (int i = 0; i < ROWS; ++i) {
+                sums[i][j][e] = fmaf(a[i][0], b, sums[i][j][e]);
+                sums[i][j][e + 2] = fmaf(a[i][1], b, sums[i][j][e + 2]);
+              }
             }
           }
         }
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+          for (int j = 0; j < GROUP; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+              acc[i][first + j][e] = SHORT_SUMS ? acc[i][first + j][e] + sums[i][j][e] : sums[i][j][e];
       }
     }
   }
