@@ -139,7 +139,7 @@ def test_nan_stays_in_its_image(num_bases, layout):
 
 
 @dtypes
-@pytest.mark.parametrize(("channels", "num_bases"), [(24, 6), (300, 70)])
+@pytest.mark.parametrize(("channels", "num_bases"), [(24, 6), (600, 70)])
 def test_everything_the_loop_returns(dtype, channels, num_bases):
     """Against the torch backend in float64: the path of the bases, masses and lengths."""
     x, bases = make_features((2, 2, 40, channels), dtype), make_bases(2, channels, num_bases)
