@@ -101,7 +101,7 @@ OTHERS = [
         BASES,
         f"{BARRIER}\n  write_row<Math>(place, args.num_bases, memory",
         "write_row<Math>(place, args.num_bases, memory",
-        ("fused",),
+        ("many images",),
     ),
     Mutation("tile: swizzle beyond the row", TILE, "(row & 7) << 4", "(row & 7) << 5", ("fused",)),
     Mutation(
