@@ -1,4 +1,4 @@
-"""The short text of `gpu_check.sh`: where it ran, what passed, how many rows were measured, and where we lose."""
+"""The short text of `gpu_check.sh`: where it ran, what passed, what was measured, targets, and where we lose."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import torch
 
 from .environment import environment, now
 from .results import RATIOS, Row, latest, read
+from .targets import write as write_targets
 
 
 def main(argv: list[str]) -> int:
-    """`gpu_report FOLDER JUNIT_XML NAME=STATUS ...`: write FOLDER/report.txt; 1 if a part failed, else 0."""
-    folder, counts, parts = Path(argv[0]), Path(argv[1]), dict(part.split("=") for part in argv[2:])
+    """`gpu_report FOLDER NAME=STATUS ...`: write FOLDER/report.txt and targets.md; 1 if a part failed, else 0."""
+    folder, parts = Path(argv[0]), dict(part.split("=") for part in argv[1:])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    path = folder / "measurements.csv"
-    rows = latest(read(path)) if path.exists() else []
+    rows = latest(row for path in sorted(folder.rglob("measurements.csv")) for row in read(path))
     lines = [f"GPU check of {now()}", *(f"{name}: {value}" for name, value in environment(device).items())]
     if device.type == "cpu":
         lines.append("PyTorch sees no GPU here: nothing below was measured on one")
-    lines += [f"tests: {_test_counts(counts)}", "rows: " + _status_counts(rows)]
+    lines += [f"{path.stem}: {_test_counts(path)}" for path in sorted(folder.glob("*.xml"))]
+    lines.append("rows: " + _status_counts(rows))
     lines += [
         f"part {name}: {'passed' if code == '0' else f'FAILED with status {code}'}" for name, code in parts.items()
     ]
-    lines += _lost(rows)
+    lines += ["", write_targets(folder), *_lost(rows)]
     text = "\n".join(lines)
     (folder / "report.txt").write_text(text + "\n")
     print(text)
@@ -35,8 +36,8 @@ def main(argv: list[str]) -> int:
 
 def _test_counts(path: Path) -> str:
     """Counts of a JUnit file, or that the tests left none."""
-    if not path.exists() or path.stat().st_size == 0:
-        return "left no counts (see tests.txt)"
+    if path.stat().st_size == 0:
+        return f"left no counts (see {path.stem}.txt)"
     suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
     total, failed, errors, skipped = (
         sum(int(suite.get(key, 0)) for suite in suites) for key in ("tests", "failures", "errors", "skipped")

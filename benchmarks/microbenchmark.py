@@ -22,6 +22,7 @@ from .memory import extra_memory, is_out_of_memory, limited_to_free_memory
 from .options import Options
 from .peers import RIVALS, Function, Peer, ours
 from .plots import plot
+from .ratios import lines as ratio_lines
 from .results import COLUMNS, Row, add_ratios, append, number, read, table
 from .verify import Truth, Verdict, find_truth, judge
 from .workload import Workload, workload
@@ -199,10 +200,10 @@ def run(options: Options) -> int:
             of_case = bench.measure_case(case, peers, progress)
             append(path, of_case)
             rows += of_case
-    text = table(read(path))
-    (options.out / "table.txt").write_text(text + "\n")
+    text = "\n".join([table(read(path)), "", *ratio_lines(read(path))])
+    (options.out / "table.txt").write_text(text.rstrip() + "\n")
     pictures = plot(read(path), options.out)
-    print(table(rows))
+    print(table(rows), *ratio_lines(rows), sep="\n")
     print(f"\n{len(rows)} rows added to {path}; plots: {', '.join(map(str, pictures)) or 'none'}")
     bad = [row for row in rows if row["status"] in FAILURES]
     for row in bad:

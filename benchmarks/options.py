@@ -13,6 +13,8 @@ from .case import DTYPES, MEMORY_ORDERS, MODES, Case
 from .peers import BACKENDS, RIVALS
 
 SIZES = ((33, 33), (65, 65), (97, 97), (129, 129))
+# named selections of (B, H, W), instead of batch x sizes: 2^20 positions in images of 4 thousand to a million
+SELECTIONS = {"constant-work": ((256, 64, 64), (64, 128, 128), (16, 256, 256), (4, 512, 512), (1, 1024, 1024))}
 QUICK = {
     "batch": (1,),
     "channels": 64,
@@ -27,7 +29,8 @@ QUICK = {
 class Options:
     """The grid (batch x sizes x dtype x memory order x mode) and how it is measured; see `options`.
 
-    `seconds` is the time for the repeats of one measurement; after `time_limit` seconds no further one starts.
+    `shapes` names one of `SELECTIONS` that takes the place of batch x sizes, or is None. `seconds` is the time for the
+    repeats of one measurement; after `time_limit` seconds no further one starts.
     """
 
     device: torch.device
@@ -36,6 +39,7 @@ class Options:
     channels: int
     bases: int
     sizes: tuple[tuple[int, int], ...]
+    shapes: str | None
     iters: int
     mode: tuple[str, ...]
     memory_order: tuple[str, ...]
@@ -48,12 +52,13 @@ class Options:
 
     def cases(self) -> list[Case]:
         """The grid without the modes, small cases first."""
+        grid = [(batch, *size) for size in self.sizes for batch in self.batch]
+        shapes = grid if self.shapes is None else SELECTIONS[self.shapes]
         cases = [
             Case(batch, self.channels, height, width, self.bases, self.iters, dtype, order)
             for dtype in self.dtype
             for order in self.memory_order
-            for height, width in self.sizes
-            for batch in self.batch
+            for batch, height, width in shapes
         ]
         return sorted(cases, key=lambda case: case.batch * case.positions)
 
@@ -71,6 +76,7 @@ def options(*, device: str | None = None, quick: bool = False, **given: Any) -> 
         "channels": 512,
         "bases": 64,
         "sizes": SIZES,
+        "shapes": None,
         "iters": 3,
         "mode": ("forward", "full"),
         "memory_order": ("contiguous",),
@@ -93,6 +99,8 @@ def _checked(asked: Options) -> Options:
         for value in getattr(asked, name):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}: expected one of {', '.join(known)}")
+    if asked.shapes is not None and asked.shapes not in SELECTIONS:
+        raise ValueError(f"shapes is {asked.shapes!r}: expected one of {', '.join(SELECTIONS)}")
     sides = [side for size in asked.sizes for side in size]
     counts = {"channels": [asked.channels], "bases": [asked.bases], "iters": [asked.iters]}
     for name, values in {**counts, "batch": asked.batch, "sizes": sides}.items():

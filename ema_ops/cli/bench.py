@@ -21,6 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--channels", type=int, help="channels C (default: 512)")
     add("--bases", type=int, help="number of bases K (default: 64)")
     add("--sizes", type=image_size, nargs="+", metavar="HxW", help="default: 33x33 65x65 97x97 129x129")
+    add("--shapes", metavar="NAME", help="constant-work: N from 4k to 1M at the same B * N, instead of batch and sizes")
     add("--iters", type=int, help="iterations T (default: 3)")
     add("--mode", nargs="+", help="forward backward full (default: forward full)")
     add("--memory-order", nargs="+", help="contiguous channels_last (default: contiguous)")

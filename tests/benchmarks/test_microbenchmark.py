@@ -213,3 +213,18 @@ def test_outside_the_repository_the_command_says_so(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     assert main([*TINY]) == 2
     assert "expected to run from the repository" in capsys.readouterr().err
+
+
+def test_constant_work_has_as_many_positions_in_every_case(tmp_path):
+    cases = tiny(tmp_path, shapes="constant-work").cases()
+    assert {case.batch * case.positions for case in cases} == {2**20}
+    assert {case.positions for case in cases} == {2**12, 2**14, 2**16, 2**18, 2**20}
+    with pytest.raises(ValueError, match="shapes is 'some': expected one of constant-work"):
+        tiny(tmp_path, shapes="some")
+
+
+def test_the_ratio_of_memory_orders_is_printed(tmp_path, capsys):
+    assert main([*TINY, "--mode", "forward", "--memory-order", "contiguous", "channels_last", "--peers", "--backends",
+                 "torch", "--out", str(tmp_path)]) == 0  # fmt: skip
+    assert "x over channels_last: ema_ops/torch float32 contiguous B=1 3x4 forward" in capsys.readouterr().out
+    assert "x over channels_last" in (tmp_path / "table.txt").read_text()
