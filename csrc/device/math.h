@@ -112,7 +112,7 @@ EMA_DEVICE void multiply_tiles(float (&acc)[ROWS][BLOCKS][4], const Tile<typenam
         }
       }
     } else {
-      // A few blocks at a time start from 0 and are added at the end: a long sum of one number after another loses digits.
+      // A few blocks at a time start from 0 and are added at the end: one long sum loses digits.
       // Of many rows all are summed at once, for more sums do not fit into the registers.
       constexpr bool SHORT_SUMS = ROWS == 1;
       constexpr int GROUP = SHORT_SUMS ? 4 : BLOCKS;
