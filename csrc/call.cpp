@@ -13,24 +13,12 @@ std::string shape_of(const Problem& problem) {
          dtypes[static_cast<int>(problem.dtype)];
 }
 
-std::string reason_of(cudaError_t error) {
-#ifdef EMA_SIMT
-  return "CUDA error " + std::to_string(error);
-#else
-  return cudaGetErrorString(error);
-#endif
-}
-
 }  // namespace
 
 void use_device(int ordinal) {
-#ifdef EMA_SIMT
-  const cudaError_t error = ordinal == 0 ? cudaSuccess : cudaErrorInvalidDevice;
-#else
   const cudaError_t error = cudaSetDevice(ordinal);
-#endif
   if (error != cudaSuccess)
-    throw LaunchError("device " + std::to_string(ordinal) + " cannot be used: " + reason_of(error));
+    throw LaunchError("device " + std::to_string(ordinal) + " cannot be used: " + cudaGetErrorString(error));
 }
 
 IterationSpace::IterationSpace(const Problem& problem, const Plan& plan, bool keeps, Arena& arena)
@@ -48,7 +36,7 @@ IterationSpace::IterationSpace(const Problem& problem, const Plan& plan, bool ke
 void Call::check(const char* kernel, cudaError_t error) const {
   if (error != cudaSuccess)
     throw LaunchError(std::string("the launch of ") + kernel + " failed for " + shape_of(problem) + ": " +
-                      reason_of(error));
+                      cudaGetErrorString(error));
 }
 
 void Call::pack(const float* bases, int channels, float factor, void* rows) const {
