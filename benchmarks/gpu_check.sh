@@ -93,7 +93,7 @@ sanitize() {
 bench() {
   local name=$1 seconds=$2
   shift 2
-  part "$name" $((seconds + 20)) bench.txt "$python" -m ema_ops bench --device cuda --dtype bfloat16 --seconds 0.1 \
+  part "$name" $((seconds + 40)) bench.txt "$python" -m ema_ops bench --device cuda --dtype bfloat16 --seconds 0.1 \
     --time-limit "$seconds" "$@"
 }
 
@@ -114,8 +114,8 @@ for stage in $chosen; do
       sizes=(--batch 1 16 --sizes 65x65 129x129)
       modes=(--mode forward backward full)
       bench channels-last 130 --memory-order channels_last "${sizes[@]}" "${modes[@]}" --out "$out"
-      bench contiguous 70 --memory-order contiguous "${sizes[@]}" "${modes[@]}" --peers --out "$out"
-      bench constant-work 120 --memory-order channels_last --shapes constant-work --mode forward backward --peers \
+      bench contiguous 60 --memory-order contiguous "${sizes[@]}" "${modes[@]}" --peers --out "$out"
+      bench constant-work 110 --memory-order channels_last --shapes constant-work --mode forward backward --peers \
         --backends cuda triton --out "$out/constant_work" ;;
   esac
 done
