@@ -126,7 +126,7 @@ struct PackArgs {
 };
 
 template <class Math>
-__global__ void __launch_bounds__(THREADS) pack_rows_kernel(const PackArgs args) {
+__global__ void __launch_bounds__(THREADS, 1) pack_rows_kernel(const PackArgs args) {
   EMA_SHARED(shared);
   float* memory = reinterpret_cast<float*>(shared);
   const Place place(args.lines, args.num_bases, args.channels);
@@ -150,7 +150,7 @@ struct AddArgs {
   int lines, channels, num_bases;
 };
 
-__global__ void __launch_bounds__(THREADS) add_partials_kernel(const AddArgs args) {
+__global__ void __launch_bounds__(THREADS, 1) add_partials_kernel(const AddArgs args) {
   EMA_SHARED(shared);
   float* memory = reinterpret_cast<float*>(shared);
   const Place place(args.lines, args.num_bases, args.channels);
@@ -175,7 +175,7 @@ struct NormalizeArgs {
 };
 
 template <class Math>
-__global__ void __launch_bounds__(THREADS) normalize_kernel(const NormalizeArgs args) {
+__global__ void __launch_bounds__(THREADS, 1) normalize_kernel(const NormalizeArgs args) {
   EMA_SHARED(shared);
   float* memory = reinterpret_cast<float*>(shared);
   const Place place(args.lines, args.num_bases, args.channels);
@@ -207,7 +207,7 @@ struct GradientArgs {
 };
 
 template <class Math>
-__global__ void __launch_bounds__(THREADS) normalize_gradient_kernel(const GradientArgs args) {
+__global__ void __launch_bounds__(THREADS, 1) normalize_gradient_kernel(const GradientArgs args) {
   EMA_SHARED(shared);
   float* memory = reinterpret_cast<float*>(shared);
   const SumsGradient& io = args.io;
