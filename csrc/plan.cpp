@@ -10,6 +10,7 @@ constexpr int FEATURE_BYTES = TILE * CHUNK_BYTES;
 constexpr int Z_BYTES = TILE * CHUNK_BYTES;      // 64 responsibilities of a tile, for the fused M-step
 constexpr int RESERVED_BYTES = 1024;             // what CUDA takes of the shared memory for every block
 constexpr int MAX_SLOTS = 3;                     // of a pipeline whose stages are used once
+constexpr int FLOAT32_TILES = 8;                 // of a split of an M-step, added one position after the other
 constexpr int FUSED_BASES = 64, FUSED_CHUNKS = 8;
 
 int64_t ceil_div(int64_t numerator, int64_t denominator) { return (numerator + denominator - 1) / denominator; }
@@ -126,6 +127,9 @@ MStepPlan plan_m_step(const Problem& problem, int channels, const Device& device
   cost.slot_bytes = int64_t{4} * bases * group;
   cost.blocks = cost.multiprocessors = device.multiprocessors;
   plan.splits = cost.best();
+  // float32 keeps its digits only in short sums
+  if (problem.dtype == Dtype::float32)
+    plan.splits = std::max(plan.splits, static_cast<int>(ceil_div(cost.tiles, FLOAT32_TILES)));
   return plan;
 }
 
