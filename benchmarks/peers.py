@@ -64,13 +64,18 @@ def ours(backend: str) -> Peer:
 
 
 def official(x: Tensor, bases: Tensor, num_iters: int) -> Tensor:
-    """The formulation of the official code: batched products, softmax and two divisions an iteration."""
+    """The formulation of the official code: y [B, N, C] of x [B, N, C] and bases [1, C, K]."""
+    return _product(*official_loop(x, bases, num_iters), x)
+
+
+def official_loop(x: Tensor, bases: Tensor, num_iters: int) -> tuple[Tensor, Tensor]:
+    """Its loop, batched products, softmax and two divisions an iteration: z [B, N, K] and the last bases [B, C, K]."""
     mu = bases.expand(len(x), -1, -1)
     for _ in range(num_iters):
         z = torch.softmax(x @ mu, dim=2)
         mu = x.transpose(1, 2) @ (z / (1e-6 + z.sum(dim=1, keepdim=True)))
         mu = mu / (1e-6 + mu.norm(dim=1, keepdim=True))
-    return _product(z, mu, x)
+    return z, mu
 
 
 def _build_detached(case: Case) -> Function:

@@ -20,6 +20,7 @@ from . import attend, charts, report
 from .dataset import CLASSES, DISTANCE, build
 from .measure import costs
 from .network import CONTEXTS, NUM_BASES, STRIDE, DemoNetwork, receptive_field
+from .page import Figure, write
 from .sources import PHOTOGRAPHS, photograph
 from .train import Budget, Result, train
 
@@ -48,7 +49,7 @@ class Plan:
 class Microbenchmark:
     """Plots of the operator alone, what is to be said about them, and the exit status of `ema-ops bench`."""
 
-    figures: list[report.Figure]
+    figures: list[Figure]
     note: str
     status: int
 
@@ -78,7 +79,7 @@ def run_demo(plan: Plan) -> tuple[list[report.Line], int]:
     bench = _microbenchmark(plan)
 
     table = report.lines(results, cost)
-    report.write(
+    write(
         plan.out / "report.html",
         "report.jinja",
         table=table,
@@ -92,7 +93,7 @@ def run_demo(plan: Plan) -> tuple[list[report.Line], int]:
         field=field,
         positions=images.shape[2] // STRIDE * (images.shape[3] // STRIDE),
         predictions=_predictions(results, val_set),
-        curves=report.Figure(
+        curves=Figure(
             charts.learning_curves(results),
             "Left: training loss, running mean of 20 steps. Right: mIoU on the validation pictures.",
         ),
@@ -119,12 +120,12 @@ def run_image(path: Path, out: Path, weights: Path | None) -> list[Path]:
     else:
         maps = attend.maps_of_network(attend.load_network(weights), picture)
         source = f"Features of the network the demo trained ({weights}); it has learnt digits on photographs."
-    figure = report.Figure(charts.basis_maps(picture, maps), _MAP_CAPTION)
+    figure = Figure(charts.basis_maps(picture, maps), _MAP_CAPTION)
     out.mkdir(parents=True, exist_ok=True)
     png, page = out / "attention.png", out / "attention.html"
     png.write_bytes(figure.png)
     size = f"shown at {picture.width} x {picture.height}"
-    report.write(page, "attend.jinja", name=path.name, size=size, source=source, figure=figure)
+    write(page, "attend.jinja", name=path.name, size=size, source=source, figure=figure)
     print(source)
     return [png, page]
 
@@ -168,22 +169,22 @@ def _microbenchmark(plan: Plan) -> Microbenchmark:
     if status:
         note += f" It ended with status {status}: a result was wrong or a peer failed; measurements.csv says which."
     figures = [
-        report.Figure(path.read_bytes(), "Time and peak extra memory against the number of positions N.")
+        Figure(path.read_bytes(), "Time and peak extra memory against the number of positions N.")
         for path in sorted(folder.rglob("*.png"))
     ]
     return Microbenchmark(figures, note, status)
 
 
-def _predictions(results: Sequence[Result], val_set: VOCSegmentation) -> report.Figure:
+def _predictions(results: Sequence[Result], val_set: VOCSegmentation) -> Figure:
     indices = range(min(5, len(val_set)))
-    return report.Figure(
+    return Figure(
         charts.predictions(results, val_set, indices),
         f"The first {len(indices)} validation pictures, not chosen. Red is the cue; green, yellow and blue are the "
         "digits marked zero, one and two. Without context a network can find the digits but must guess their class.",
     )
 
 
-def _maps(results: Sequence[Result]) -> list[report.Figure]:
+def _maps(results: Sequence[Result]) -> list[Figure]:
     """Basis maps of the trained EM network over a validation photograph without any digit on it, and colour maps."""
     network = next(result.network for result in results if result.name == OURS)
     picture = photograph("chelsea.png")
@@ -191,12 +192,8 @@ def _maps(results: Sequence[Result]) -> list[report.Figure]:
     simple = charts.basis_maps(picture, attend.maps_of_colours(picture))
     about = f"A photograph from validation, K = {NUM_BASES}. "
     return [
-        report.Figure(
-            learnt, f"{about}Features of the trained network, which has learnt to find digits. {_MAP_CAPTION}"
-        ),
-        report.Figure(
-            simple, f"{about}The same operator on plain colour and position, nothing trained. {_MAP_CAPTION}"
-        ),
+        Figure(learnt, f"{about}Features of the trained network, which has learnt to find digits. {_MAP_CAPTION}"),
+        Figure(simple, f"{about}The same operator on plain colour and position, nothing trained. {_MAP_CAPTION}"),
     ]
 
 
