@@ -1,0 +1,110 @@
+"""The confusion matrix and the scores that are read off it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from ..data import IGNORE
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a network got right and wrong on a data set.
+
+    `confusion` int64 [C, C], on the CPU: pixels of class `row` that were given class `column`, ignored ones left out.
+    All scores are between 0 and 1.
+    """
+
+    confusion: Tensor
+
+    @property
+    def pixels(self) -> Tensor:
+        """Labelled pixels of every class, int64 [C]."""
+        return self.confusion.sum(dim=1)
+
+    @property
+    def class_iou(self) -> Tensor:
+        """Intersection over union of every class, float64 [C]; NaN for a class in neither labels nor predictions."""
+        hits = self.confusion.diagonal()
+        return hits.double() / (self.confusion.sum(dim=0) + self.confusion.sum(dim=1) - hits)
+
+    @property
+    def class_accuracy(self) -> Tensor:
+        """Share of the pixels of every class that were found, float64 [C]; NaN for a class without a labelled pixel."""
+        return self.confusion.diagonal().double() / self.pixels
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean of `class_iou` over the classes that have one; NaN when none has."""
+        return self.class_iou.nanmean().item()
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean of `class_accuracy` over the classes that have one; NaN when none has."""
+        return self.class_accuracy.nanmean().item()
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of all labelled pixels that were given their class; NaN when there is none."""
+        total = self.confusion.sum().item()
+        return self.confusion.diagonal().sum().item() / total if total else math.nan
+
+
+class ConfusionCounter:
+    """Counts (label, prediction) pairs on `device`, over all ranks when `torch.distributed` is initialised.
+
+    Pairs are gathered and counted `PIXELS` at a time, for counting makes the CPU wait for the device.
+    """
+
+    PIXELS = 2**22
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self._metric = MulticlassConfusionMatrix(
+            num_classes, ignore_index=IGNORE, validate_args=False, sync_on_compute=False
+        ).to(device)
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._pixels = 0
+
+    def update(self, predictions: Tensor, masks: Tensor) -> None:
+        """Count `predictions` and `masks`, both uint8 [B, H, W] on the device; `IGNORE` in the masks is left out."""
+        self._waiting.append((predictions.flatten(), masks.flatten()))
+        self._pixels += masks.numel()
+        if self._pixels >= self.PIXELS:
+            self._count()
+
+    def compute(self) -> Scores:
+        """The scores of everything counted so far by all ranks; every rank must call it."""
+        if self._waiting:
+            self._count()
+        confusion = self._metric.compute().clone()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(confusion)
+        return Scores(confusion.cpu())
+
+    def _count(self) -> None:
+        predictions, masks = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        with _counting_as_usual():
+            self._metric.update(predictions, masks)
+        self._waiting, self._pixels = [], 0
+
+
+@contextmanager
+def _counting_as_usual() -> Iterator[None]:
+    # integer counts are deterministic, but with the flag torchmetrics builds a [pixels, C * C] table instead
+    flag, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(flag, warn_only=warn_only)
