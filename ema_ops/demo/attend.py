@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from ..functional import em_attention, responsibilities
 from ..layers import EMAUnit
+from ..segmentation.data.generated.drawing import CLASSES
 from ..segmentation.data.pictures import open_picture
-from .dataset import CLASSES
 from .network import NUM_BASES, STRIDE, DemoNetwork
 
 LONGEST_SIDE = 512

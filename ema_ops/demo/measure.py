@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .dataset import CLASSES
+from ..segmentation.data.generated.drawing import CLASSES
 from .network import CONTEXTS, DemoNetwork
 from .train import training_step
 

@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..segmentation.data import VOCSegmentation
+from ..segmentation.data.generated.drawing import CLASSES, DISTANCE, build
+from ..segmentation.data.generated.sources import PHOTOGRAPHS, photograph
 from . import attend, charts, report
-from .dataset import CLASSES, DISTANCE, build
 from .measure import costs
 from .network import CONTEXTS, NUM_BASES, STRIDE, DemoNetwork, receptive_field
 from .page import Figure, write
-from .sources import PHOTOGRAPHS, photograph
 from .train import Budget, Result, train
 
 OURS = "EM attention"

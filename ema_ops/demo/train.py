@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from ..segmentation.data import IGNORE, VOCSegmentation
-from .dataset import CLASSES, FIRST_MARKED
+from ..segmentation.data.generated.drawing import CLASSES, FIRST_MARKED
 from .network import DemoNetwork
 
 LEARNING_RATE = 3e-3

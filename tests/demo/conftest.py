@@ -9,8 +9,8 @@ for name in ("jinja2", "matplotlib", "PIL", "skimage", "sklearn", "torchmetrics"
 @pytest.fixture(scope="session")
 def small_set(tmp_path_factory):
     """The demo's set with 6 training and 4 validation pictures."""
-    from ema_ops.demo import dataset
+    from ema_ops.segmentation.data.generated.drawing import build
 
     root = tmp_path_factory.mktemp("set")
-    dataset.build(root, train=6, val=4, seed=3)
+    build(root, train=6, val=4, seed=3)
     return root

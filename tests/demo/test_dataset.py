@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ema_ops.demo import dataset, sources
 from ema_ops.demo.network import CONTEXTS, STRIDE, DemoNetwork, receptive_field
-from ema_ops.segmentation import VOCSegmentation, voc_palette
+from ema_ops.segmentation.data import VOCSegmentation, voc_palette
+from ema_ops.segmentation.data.generated import drawing, sources
 
 
 def _files(root):
@@ -29,15 +29,15 @@ def test_exact_layout_of_voc(small_set):
 
 
 def test_same_seed_same_bytes(small_set, tmp_path):
-    dataset.build(tmp_path / "again", train=6, val=4, seed=3)
-    dataset.build(tmp_path / "other", train=6, val=4, seed=4)
+    drawing.build(tmp_path / "again", train=6, val=4, seed=3)
+    drawing.build(tmp_path / "other", train=6, val=4, seed=4)
     assert _files(tmp_path / "again") == _files(small_set)
     assert _files(tmp_path / "other") != _files(small_set)
 
 
 def test_loader_reads_it(small_set):
     for split, count in (("train", 6), ("val", 4)):
-        data = VOCSegmentation(small_set, split, num_classes=len(dataset.CLASSES))
+        data = VOCSegmentation(small_set, split, num_classes=len(drawing.CLASSES))
         assert len(data) == count
         for image, mask in data:
             labels = set(mask.unique().tolist())
@@ -50,7 +50,7 @@ def test_cue_and_marked_digits_keep_their_distance(small_set):
     for _, mask in VOCSegmentation(small_set, "train", num_classes=5):
         cue = torch.nonzero(mask == 1)[:, 1].max()
         marked = torch.nonzero(mask > 1)[:, 1].min()
-        assert marked - cue > dataset.DISTANCE
+        assert marked - cue > drawing.DISTANCE
 
 
 def test_no_photograph_in_both_parts():
@@ -76,12 +76,12 @@ def test_swapped_cue_changes_the_labels_far_away():
     rng = np.random.default_rng(0)
     ink, values = sources.digits("val")
     photo = rng.integers(0, 255, (96, 128, 3), dtype=np.uint8)
-    marked = [dataset.Stroke(ink[7], 24, 10, 80), dataset.Stroke(ink[9], 20, 50, 100)]
+    marked = [drawing.Stroke(ink[7], 24, 10, 80), drawing.Stroke(ink[9], 20, 50, 100)]
     pictures = {}
-    for value in dataset.CUE_VALUES:
-        cue = dataset.Stroke(ink[np.flatnonzero(values == value)[0]], 22, 30, 4)
-        pictures[value] = dataset.compose(photo, cue, value, marked)
-    right = np.s_[:, dataset.MARKED_START :]
+    for value in drawing.CUE_VALUES:
+        cue = drawing.Stroke(ink[np.flatnonzero(values == value)[0]], 22, 30, 4)
+        pictures[value] = drawing.compose(photo, cue, value, marked)
+    right = np.s_[:, drawing.MARKED_START :]
     for value, (image, label) in pictures.items():
         assert np.array_equal(image[right], pictures[0][0][right]), "the pixels there are the same"
         assert set(np.unique(label[right])) == {0, 2 + value}
@@ -90,8 +90,8 @@ def test_swapped_cue_changes_the_labels_far_away():
 
 def test_receptive_field_is_smaller_than_the_distance():
     network = DemoNetwork("no context", 5)
-    assert receptive_field(network) < dataset.DISTANCE
-    assert (dataset.HEIGHT // STRIDE) * (dataset.WIDTH // STRIDE) >= 576
+    assert receptive_field(network) < drawing.DISTANCE
+    assert (drawing.HEIGHT // STRIDE) * (drawing.WIDTH // STRIDE) >= 576
 
 
 def test_receptive_field_is_what_the_gradient_reaches():
@@ -109,6 +109,6 @@ def test_context_reaches_the_cue(context):
     network = DemoNetwork(context, 5).eval()
     image = torch.rand(1, 3, 96, 128)
     other = image.clone()
-    other[..., : dataset.CUE_END] = torch.rand(1, 3, 96, dataset.CUE_END)
-    right = np.s_[..., dataset.MARKED_START :]
+    other[..., : drawing.CUE_END] = torch.rand(1, 3, 96, drawing.CUE_END)
+    right = np.s_[..., drawing.MARKED_START :]
     assert not torch.equal(network(image)[right], network(other)[right])

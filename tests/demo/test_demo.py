@@ -66,7 +66,7 @@ def test_report_stands_alone(demo):
 
 
 def test_trained_network_serves_pictures(demo, tmp_path, capsys):
-    from ema_ops.demo.sources import photograph
+    from ema_ops.segmentation.data.generated.sources import photograph
 
     out, _ = demo
     photograph("rocket.jpg").save(tmp_path / "rocket.png")

@@ -6,9 +6,11 @@ import struct
 import zlib
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -29,3 +31,24 @@ def open_picture(path: str | Path) -> Image.Image:
         raise OSError(f"{path} is not a picture: expected a JPEG, PNG or other format that Pillow reads") from None
     except _DAMAGE as error:
         raise OSError(f"{path} is truncated or damaged ({error}): expected a whole picture") from error
+
+
+def read_rgb(path: str | Path) -> Image.Image:
+    """The picture at `path` as RGB, turned upright by its EXIF orientation.
+
+    Grey, palette and CMYK pictures are converted, 16-bit grey keeps its upper eight bits, transparency is dropped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it is no picture, is cut short or damaged, or claims a size beyond Pillow's safety limit.
+        ValueError: its pixels are 32-bit numbers, of which none is known to be white.
+    """
+    picture = open_picture(path)
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"{path} has 32-bit pixels (mode {picture.mode}): expected 8 or 16 bits")
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode in _SIXTEEN_BITS:
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")

@@ -1,4 +1,4 @@
-"""The demo's data: a small segmentation set in the folder layout of PASCAL VOC that needs context.
+"""The generated set: a small segmentation task in the folder layout of PASCAL VOC that needs context.
 
 Every picture is a crop of a photograph with handwritten digits on it: a large cue digit on the left, a few small
 digits on the right. The cue's value, 0, 1 or 2, is the class of all digits on the right, whatever their own
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..segmentation.data import voc_palette
+from ..palette import voc_palette
 from .sources import PHOTOGRAPHS, digits, photograph
 
 CLASSES = ("background", "cue", "marked zero", "marked one", "marked two")
@@ -103,7 +103,7 @@ def _enlarge(ink: np.ndarray, size: int) -> np.ndarray:
 
 
 def _crop(rng: np.random.Generator, photo: Image.Image) -> np.ndarray:
-    """A random 4:3 window of a photograph, between a third and all of its shorter side, at the demo's size."""
+    """A random 4:3 window of a photograph, between a third and all of its shorter side, at the set's size."""
     height = int(min(photo.height, photo.width * HEIGHT / WIDTH) * rng.uniform(1 / 3, 1))
     width = round(height * WIDTH / HEIGHT)
     left = int(rng.integers(photo.width - width + 1))

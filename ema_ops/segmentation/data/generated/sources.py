@@ -1,4 +1,4 @@
-"""Where the demo's pixels come from: photographs in scikit-image's wheel, handwritten digits in scikit-learn's."""
+"""Pixels of the generated set: photographs in scikit-image's wheel, handwritten digits in scikit-learn's."""
 
 from __future__ import annotations
 

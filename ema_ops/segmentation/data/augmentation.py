@@ -1,0 +1,78 @@
+"""The augmentation of the paper: a random scale, a random crop, a random flip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .labels import IGNORE
+from .normalization import normalize
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training does to a picture and its mask before it sees them.
+
+    Args:
+        crop: height and width of the result in pixels.
+        scales: the picture is resized by a factor drawn evenly between these two.
+        flip: whether half of the pictures are mirrored left to right.
+    """
+
+    crop: tuple[int, int]
+    scales: tuple[float, float]
+    flip: bool
+
+    def __post_init__(self) -> None:
+        if min(self.crop) < 1:
+            raise ValueError(f"crop is {self.crop}: expected at least one pixel each way")
+        low, high = self.scales
+        if not 0 < low <= high < float("inf"):
+            raise ValueError(f"scales is {self.scales}: expected two positive numbers, the smaller one first")
+
+    def __call__(self, rng: np.random.Generator, picture: Image.Image, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Normalised image, float32 [3, h, w], and mask, int64 [h, w], of an RGB picture and its labels [H, W].
+
+        The picture is resized bilinearly (and smoothed where it shrinks), the mask to its nearest neighbours. What the
+        crop has beyond the picture, below it and to its right, is the mean colour, zero, with the label `IGNORE`.
+        """
+        scale = rng.uniform(*self.scales)
+        height, width = (max(1, round(side * scale)) for side in labels.shape)
+        rows = _window(rng, height, self.crop[0])
+        columns = _window(rng, width, self.crop[1])
+        mirrored = self.flip and rng.random() < 0.5
+
+        pixels = torch.from_numpy(np.array(_resized_window(picture, (height, width), rows, columns)))
+        window = labels[_nearest(rows, labels.shape[0], height)[:, None], _nearest(columns, labels.shape[1], width)]
+        image = torch.zeros(3, *self.crop)
+        mask = torch.full(self.crop, IGNORE)
+        part = np.s_[..., : len(rows), : len(columns)]
+        # normalised before the flip: the order of the pixels in memory then stays that of the file
+        normalized, target = normalize(pixels.permute(2, 0, 1).float().div_(255)), torch.from_numpy(window).long()
+        image[part] = normalized.flip(-1) if mirrored else normalized
+        mask[part] = target.flip(-1) if mirrored else target
+        return image, mask
+
+
+def _window(rng: np.random.Generator, size: int, crop: int) -> range:
+    """A random stretch of `crop` of `size` pixels, all of them if there are fewer."""
+    start = int(rng.integers(max(size - crop, 0) + 1))
+    return range(start, start + min(size, crop))
+
+
+def _resized_window(picture: Image.Image, size: tuple[int, int], rows: range, columns: range) -> Image.Image:
+    """The window of `picture` resized to `size` (height, width), without resizing what lies outside the window."""
+    down, across = picture.height / size[0], picture.width / size[1]
+    box = (columns.start * across, rows.start * down, columns.stop * across, rows.stop * down)
+    # a product such as 3 * (500 / 3) can land a hair beyond the border
+    box = (box[0], box[1], min(box[2], picture.width), min(box[3], picture.height))
+    return picture.resize((len(columns), len(rows)), Image.Resampling.BILINEAR, box=box)
+
+
+def _nearest(window: range, source: int, size: int) -> np.ndarray:
+    """Indices of the `source` pixels nearest to the centres of `window`, when `source` pixels are resized to `size`."""
+    return (2 * np.asarray(window) + 1) * source // (2 * size)

@@ -1,0 +1,55 @@
+"""Folders and lists of a data set: found where people keep them, named when they are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class Listing:
+    """Answers `path in listing` for files; reads each folder once, which on network drives is much faster."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, frozenset[str]] = {}
+
+    def __contains__(self, path: Path) -> bool:
+        folder = path.parent
+        if folder not in self._names:
+            self._names[folder] = frozenset(file_names(folder)) if folder.is_dir() else frozenset()
+        return path.name in self._names[folder]
+
+
+def file_names(folder: Path) -> list[str]:
+    """Sorted names of everything in `folder` but hidden files."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def find_root(root: str | Path, inside: Iterable[str], holds: str) -> Path:
+    """`root`, or the first of the folders `inside` it, that has a folder `holds`; `root` itself if none has."""
+    root = Path(root)
+    places = (root, *(root / name for name in inside))
+    return next((place for place in places if (place / holds).is_dir()), root)
+
+
+def require_folders(root: Path, names: Iterable[str], layout: str) -> None:
+    """FileNotFoundError naming the first of the folders `names` that `root` lacks, and the `layout` expected there."""
+    for name in names:
+        if not (root / name).is_dir():
+            raise FileNotFoundError(f"folder {root / name} is missing: expected {layout} in {root}")
+
+
+def read_list(path: Path) -> list[str]:
+    """The lines of a list file, stripped, empty ones left out.
+
+    Raises FileNotFoundError when it is missing, and ValueError when it is empty or no text.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"list {path} is missing: expected one picture name a line")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"list {path} is no text ({error}): expected one picture name a line") from None
+    names = [line for line in lines if line]
+    if not names:
+        raise ValueError(f"list {path} is empty: expected one picture name a line")
+    return names

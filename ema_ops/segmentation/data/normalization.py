@@ -1,0 +1,16 @@
+"""The mean and spread of ImageNet's colours, with which backbones are trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""Of red, green and blue in 0 to 1, over ImageNet (torchvision's figures)."""
+
+
+def normalize(image: Tensor) -> Tensor:
+    """`image`, float [..., 3, H, W] in 0 to 1, minus `MEAN`, over `STD`."""
+    mean, std = (torch.tensor(values, dtype=image.dtype, device=image.device)[:, None, None] for values in (MEAN, STD))
+    return (image - mean) / std
