@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import distributed as dist
 from torch import nn
 
-from .. import data
+from ..data import SegmentationDataset, evaluation_samples
 from .batches import equal_sizes, to_device
 from .inference import Inference, evaluation_mode
 from .metric import ConfusionCounter, Scores
@@ -17,7 +16,7 @@ from .metric import ConfusionCounter, Scores
 
 def evaluate(
     network: nn.Module,
-    dataset: Any,
+    dataset: SegmentationDataset,
     *,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
@@ -38,7 +37,7 @@ def evaluate(
 
     Args:
         network: normalised images [B, 3, H, W] to logits [B, C, H, W]; its training mode is restored afterwards.
-        dataset: a `SegmentationDataset`.
+        dataset: pictures and their masks.
         scales, flip, mode, window, stride, precision, channels_last: as in `Inference`.
         batch: most pictures at a time on a device.
         workers: processes that decode pictures; 0 for none.
@@ -56,7 +55,7 @@ def evaluate(
     device = _device(network) if device is None else torch.device(device)
     network.to(device)
     counter = ConfusionCounter(dataset.num_classes, device)
-    samples = data.evaluation_samples(dataset, rank=rank, world_size=world_size, workers=workers)
+    samples = evaluation_samples(dataset, rank=rank, world_size=world_size, workers=workers)
     with evaluation_mode(network):
         for group in equal_sizes(samples, batch, lambda sample: tuple(sample.image.shape)):
             images = to_device([sample.image for sample in group], device)

@@ -111,7 +111,8 @@ class Inference:
         """float32 [B, C, H, W] at the size of `images`, whatever the view."""
         size = images.shape[-2:]
         view_size = tuple(max(1, round(edge * scale)) for edge in size)
-        view = images if view_size == size else _resized(images, view_size)
+        # smoothed when made smaller, as the training pictures are
+        view = images if view_size == size else _resized(images, view_size, antialias=True)
         view = view.flip(-1) if mirrored else view
         whole_or_slide = self._whole if self.mode == "whole" else self._slide
         try:
@@ -182,8 +183,8 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(images, size=tuple(size), mode="bilinear", align_corners=False)
+def _resized(images: Tensor, size: Sequence[int], antialias: bool = False) -> Tensor:
+    return F.interpolate(images, size=tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
 
 
 def _padded(images: Tensor, height: int, width: int) -> Tensor:
