@@ -1,5 +1,17 @@
 """`EMANet`, its backbones and its files."""
 
+from .backbone_weights import load_backbone_weights
+from .checkpoints import Checkpoint, export_network, load_network, read_checkpoint, save_network
 from .emanet import EMANet
+from .receptive_field import receptive_field
 
-__all__ = ["EMANet"]
+__all__ = [
+    "Checkpoint",
+    "EMANet",
+    "export_network",
+    "load_backbone_weights",
+    "load_network",
+    "read_checkpoint",
+    "receptive_field",
+    "save_network",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch import Tensor, nn
 
@@ -43,3 +43,9 @@ def convolution(in_channels: int, channels: int, size: int, stride: int = 1, dil
     conv = nn.Conv2d(in_channels, channels, size, stride, dilation * (size // 2), dilation, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
+
+
+def check_stride(name: str, output_stride: int, offered: Collection[int]) -> None:
+    """Whether the backbone `name` has `output_stride` among those `offered`."""
+    if output_stride not in offered:
+        raise ValueError(f"output_stride is {output_stride}: {name} offers {', '.join(map(str, offered))}")

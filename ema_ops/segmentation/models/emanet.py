@@ -13,6 +13,7 @@ from ...layers import EMAUnit
 from ...problem import check_count, check_floating
 from .backbones import make_backbone
 from .blocks import ConvNormReLU, NormLayer
+from .resnet import DEPTHS
 
 
 class Head(NamedTuple):
@@ -85,21 +86,22 @@ class EMANet(nn.Module):
         **layer_options: Any,
     ) -> None:
         super().__init__()
-        if head not in HEADS:
+        if not isinstance(head, str) or head not in HEADS:
             raise ValueError(f"head is {head!r}: expected one of {', '.join(map(repr, HEADS))}")
-        check_count("num_classes", num_classes)
-        check_count("channels", channels)
+        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout!r}: expected a number from 0 to below 1")
+        published = HEADS[head]
+        num_classes = check_count("num_classes", num_classes)
+        channels = check_count("channels", channels)
         if bottleneck_channels is None:
             bottleneck_channels = max(channels // 2, 1)
         check_count("bottleneck_channels", bottleneck_channels)
-        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout!r}: expected a number from 0 to below 1")
-        defaults = HEADS[head]
-        auxiliary = defaults.auxiliary if auxiliary is None else auxiliary
-        align_corners = defaults.align_corners if align_corners is None else align_corners
-        if isinstance(backbone, str) and backbone.startswith("resnet"):
-            multi_grid = list(defaults.multi_grid if multi_grid is None else multi_grid)
-            stem_channels = defaults.stem_channels if stem_channels is None else stem_channels
+        if isinstance(backbone, str) and backbone in DEPTHS:
+            multi_grid = published.multi_grid if multi_grid is None else multi_grid
+            stem_channels = published.stem_channels if stem_channels is None else stem_channels
+        self.backbone = make_backbone(
+            backbone, output_stride, multi_grid=multi_grid, stem_channels=stem_channels, norm_layer=norm_layer
+        )
         self.options: dict[str, Any] = {
             "num_classes": num_classes,
             "backbone": backbone,
@@ -109,31 +111,31 @@ class EMANet(nn.Module):
             "head": head,
             "channels": channels,
             "bottleneck_channels": bottleneck_channels,
-            "dropout": dropout,
-            "auxiliary": auxiliary,
-            "align_corners": align_corners,
-            "multi_grid": multi_grid,
+            "dropout": float(dropout),
+            "auxiliary": _flag("auxiliary", published.auxiliary if auxiliary is None else auxiliary),
+            "align_corners": _flag(
+                "align_corners", published.align_corners if align_corners is None else align_corners
+            ),
+            "multi_grid": None if multi_grid is None else list(multi_grid),
             "stem_channels": stem_channels,
             **{name: value for name, value in layer_options.items() if name != "average_group"},
         }
 
-        self.backbone = make_backbone(
-            backbone, output_stride, multi_grid=multi_grid, stem_channels=stem_channels, norm_layer=norm_layer
-        )
         stage3_channels, in_channels = self.backbone.channels
         self.reduce = ConvNormReLU(in_channels, channels, norm_layer=norm_layer)
         self.unit: nn.Module = EMAUnit(channels, num_bases, num_iters, norm_layer=norm_layer, **layer_options)
         self.bottleneck = ConvNormReLU(channels, bottleneck_channels, norm_layer=norm_layer)
         self.concat: nn.Module | None = None
-        if defaults.concatenate:
+        if published.concatenate:
             self.concat = ConvNormReLU(in_channels + bottleneck_channels, bottleneck_channels, norm_layer=norm_layer)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = _classifier(bottleneck_channels, num_classes)
         self.auxiliary: nn.Module | None = None
         self.auxiliary_classifier: nn.Module | None = None
-        if auxiliary:
-            self.auxiliary = ConvNormReLU(stage3_channels, max(stage3_channels // 4, 1), norm_layer=norm_layer)
-            self.auxiliary_classifier = _classifier(max(stage3_channels // 4, 1), num_classes)
+        if self.options["auxiliary"]:
+            auxiliary_channels = max(stage3_channels // 4, 1)
+            self.auxiliary = ConvNormReLU(stage3_channels, auxiliary_channels, norm_layer=norm_layer)
+            self.auxiliary_classifier = _classifier(auxiliary_channels, num_classes)
 
     def forward(self, images: Tensor, return_auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor | None]:
         """Logits of normalised `images`.
@@ -182,3 +184,9 @@ def _classifier(channels: int, num_classes: int) -> nn.Conv2d:
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.zeros_(conv.get_parameter("bias"))
     return conv
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}): expected True, False or None")
+    return value

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .blocks import Backbone, NormLayer, convolution
+from ...problem import check_count
+from .blocks import Backbone, NormLayer, check_stride, convolution
 
 DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
 """Number of blocks in each stage."""
@@ -54,6 +55,9 @@ class ResNet(Backbone):
         multi_grid: factors of the last stage's dilation, one for each of its blocks but the first, which is dilated
             half as much as its stage (in a dilated stage 3 as well).
         norm_layer: makes every norm.
+
+    Raises:
+        ValueError, TypeError: an option does not fit.
     """
 
     def __init__(
@@ -66,6 +70,10 @@ class ResNet(Backbone):
         norm_layer: NormLayer = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
+        check_stride(name, output_stride, STAGES)
+        _check_multi_grid(multi_grid, DEPTHS[name][3])
+        if check_count("stem_channels", stem_channels) % 2:
+            raise ValueError(f"stem_channels is {stem_channels}: expected an even number")
         self.stem = _stem(stem_channels, norm_layer)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
         stages, channels = [], stem_channels
@@ -99,3 +107,9 @@ def _stage(in_channels: int, width: int, stride: int, dilations: Sequence[int], 
     first = Bottleneck(in_channels, width, stride, dilations[0], norm_layer)
     rest = (Bottleneck(width * EXPANSION, width, 1, dilation, norm_layer) for dilation in dilations[1:])
     return nn.Sequential(first, *rest)
+
+
+def _check_multi_grid(multi_grid: Sequence[int], blocks: int) -> None:
+    known = isinstance(multi_grid, (list, tuple)) and all(type(factor) is int and factor >= 1 for factor in multi_grid)
+    if not known or len(multi_grid) != blocks:
+        raise ValueError(f"multi_grid is {multi_grid!r}: expected {blocks} whole numbers of at least 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .blocks import Backbone, ConvNormReLU, NormLayer
+from .blocks import Backbone, ConvNormReLU, NormLayer, check_stride
 
 STRIDES = {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 2, 2)}
 """Strides of the convolutions for every output stride."""
@@ -21,6 +21,7 @@ class SmallBackbone(Backbone):
 
     def __init__(self, output_stride: int, *, norm_layer: NormLayer = nn.BatchNorm2d) -> None:
         super().__init__()
+        check_stride("small", output_stride, STRIDES)
         strides = STRIDES[output_stride]
         channels = (3, *CHANNELS[: len(strides)])
         self.stages = nn.Sequential(

@@ -1,27 +1,125 @@
-"""Backbones of timm."""
+"""Backbones of timm, which itself needs torchvision of the same build as torch."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from .blocks import Backbone, NormLayer
+from .files import check_fitting, load_fitting
+
+STRIDES = (4, 8, 16, 32)
+"""Output strides that are tried to say which ones a model offers."""
 
 
 class TimmBackbone(Backbone):
-    """The last two stages of a model of timm."""
+    """The last two stages of the model `name` of timm, dilated where timm can.
+
+    Made without pretrained weights; `load` takes them from a file.
+
+    Raises:
+        ImportError: timm cannot be imported.
+        ValueError: timm has no such model, or it does not offer the output stride or the norm, or it is for images of
+            one size only.
+    """
 
     def __init__(self, name: str, output_stride: int, *, norm_layer: NormLayer = nn.BatchNorm2d) -> None:
         super().__init__()
-        try:
-            import timm
-        except ModuleNotFoundError as error:
-            if error.name != "timm":
-                raise
-            raise ImportError(f"backbone 'timm:{name}' needs timm: pip install timm") from error
-        self.model = timm.create_model(name, features_only=True, output_stride=output_stride, out_indices=(-2, -1))
-        self.channels = tuple(self.model.feature_info.channels())
+        timm = _import_timm(name)
+        if not timm.is_model(name):
+            raise ValueError(f"backbone is 'timm:{name}': expected a model of timm.list_models()")
+        self.name = name
+        self.output_stride = output_stride
+        # models of timm choose their own norm unless told otherwise, and not all can be told
+        self._options: dict[str, Any] = {} if norm_layer is nn.BatchNorm2d else {"norm_layer": norm_layer}
+        self.model = _create(timm, name, output_stride, self._options)
+        if self.model.feature_info.reduction()[-1] != output_stride:
+            raise ValueError(
+                f"output_stride is {output_stride}: timm:{name} offers {_offered(timm, name, self._options)}"
+            )
+        before_last, last = self.model.feature_info.channels()
+        self.channels = (before_last, last)
+        self._try()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of the model's last two stages."""
+        """Features of the last two stages."""
         before_last, last = self.model(images)
         return before_last, last
+
+    def load(self, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+        """Load `state`, that of the whole model in timm's own keys; its classifier is left out.
+
+        Raises:
+            ValueError: keys or shapes do not fit; `path` and some of them are named. Nothing has been loaded.
+        """
+        timm = _import_timm(self.name)
+        whole = timm.create_model(self.name, **self._options)
+        classifier = whole.pretrained_cfg.get("classifier") or ()
+        prefixes = tuple(f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier))
+        own, given = (
+            {key: value for key, value in each.items() if not key.startswith(prefixes)}
+            for each in (whole.state_dict(), state)
+        )
+        check_fitting(own, given, path, f"model {self.name} of timm")
+        # timm leaves out what lies behind the last stage and renames the rest
+        weights = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state)}}
+        loaded = _create(timm, self.name, self.output_stride, {**self._options, **weights})
+        load_fitting(self.model, loaded.state_dict(), path)
+
+    def _try(self) -> None:
+        """Run the model once: some take images of one size only, or have their channels last."""
+        height, width = 64, 96
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                features = self.model(torch.zeros(1, 3, height, width))[-1]
+        # the models refuse in different ways
+        except Exception as error:
+            raise ValueError(f"backbone is 'timm:{self.name}': it takes no images of any size ({error})") from error
+        self.model.train()
+        expected = (1, self.channels[1], height // self.output_stride, width // self.output_stride)
+        if tuple(features.shape) != expected:
+            raise ValueError(
+                f"backbone is 'timm:{self.name}': its features of an image {height} x {width} have shape "
+                f"{list(features.shape)}, expected {list(expected)}"
+            )
+
+
+def _import_timm(name: str) -> ModuleType:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ImportError(f"backbone 'timm:{name}' needs timm ({error}): pip install timm") from error
+    # a torchvision of another build of torch raises RuntimeError
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(
+            f"backbone 'timm:{name}' needs timm, which cannot be imported here ({error}): "
+            f"pip install timm, and the torchvision made for torch {torch.__version__}"
+        ) from error
+    return timm
+
+
+def _create(timm: ModuleType, name: str, output_stride: int, options: Mapping[str, Any]) -> Any:
+    """The model at `output_stride`, or at its own stride where it does not offer that one."""
+    options = {"features_only": True, "out_indices": (-2, -1), **options}
+    try:
+        return timm.create_model(name, output_stride=output_stride, **options)
+    # no such option, or not this stride
+    except (TypeError, AssertionError):
+        pass
+    try:
+        return timm.create_model(name, **options)
+    except (TypeError, AssertionError, RuntimeError) as error:
+        given = f" with norm_layer={options['norm_layer']!r}" if "norm_layer" in options else ""
+        raise ValueError(f"backbone is 'timm:{name}': timm cannot make its features{given} ({error})") from error
+
+
+def _offered(timm: ModuleType, name: str, options: Mapping[str, Any]) -> str:
+    with torch.device("meta"):
+        reached = {_create(timm, name, stride, options).feature_info.reduction()[-1] for stride in STRIDES}
+    return ", ".join(map(str, sorted(reached)))
