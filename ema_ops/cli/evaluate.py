@@ -1,0 +1,112 @@
+"""`ema-ops evaluate`: a network judged on a data set."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .inference_options import add_inference_options, inference, load, require
+
+if TYPE_CHECKING:
+    from ..segmentation.data import SegmentationDataset
+    from ..segmentation.models.checkpoints import Checkpoint
+
+HELP = "judge a network on a data set: IoU and accuracy of every class, mIoU, confusion matrix (also under torchrun)"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The data set is the validation part of what the network was trained on, unless options say another."""
+    add = parser.add_argument
+    add("--kind", help="of the data set: voc, context, coco_stuff, cityscapes, folder or generated")
+    add("--root", type=Path, help="folder of the data set")
+    add("--split", help="such as val")
+    add("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data set, such as classes=[sky,sea]")
+    add("--out", type=Path, help="folder for scores.json, table.txt and confusion.png (default: beside the checkpoint)")
+    add_inference_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table and write the report; 0. Raises ValueError or OSError for bad input."""
+    require(("PIL", "torchmetrics", "tqdm", "yaml", "matplotlib"), "segmentation")
+    from tqdm import tqdm
+
+    from ..segmentation.data import open_dataset
+    from ..segmentation.evaluation import evaluate
+    from ..segmentation.evaluation.report import text_table, write_report
+    from ..segmentation.training.distributed import world
+
+    options = vars(inference(args))
+    with world(args.device) as here:
+        network, checkpoint = load(args, here.device)
+        place = _dataset_place(args, checkpoint)
+        dataset = open_dataset(place["kind"], place["root"], place["split"], **place["options"])
+        _check_classes(args.checkpoint, checkpoint, dataset)
+        share = len(range(here.rank, len(dataset), here.size))
+        with tqdm(total=share, desc="evaluation", unit="picture", disable=not here.is_main) as bar:
+            scores = evaluate(
+                network,
+                dataset,
+                **options,
+                batch=args.batch,
+                workers=args.workers,
+                device=here.device,
+                progress=bar.update,
+            )
+        if here.is_main:
+            print(text_table(scores, dataset.classes))
+            settings = {
+                "checkpoint": str(args.checkpoint),
+                "data": {**place, "pictures": len(dataset)},
+                "iters": args.iters,
+                **options,
+            }
+            out = args.out or args.checkpoint.parent / f"{args.checkpoint.stem}_evaluation"
+            for path in write_report(out, scores, dataset.classes, settings):
+                print(path)
+    return 0
+
+
+def _dataset_place(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
+    """kind, root, split and options of the data set: those given, else those of the checkpoint."""
+    stored = checkpoint.content.get("data") if checkpoint.source == "ema_ops" else None
+    stored = stored or {}
+    place = {
+        "kind": args.kind or stored.get("kind"),
+        "root": str(args.root or stored.get("root") or "") or None,
+        "split": args.split or stored.get("val_split") or "val",
+    }
+    for name, value in place.items():
+        if value is None:
+            raise ValueError(f"{args.checkpoint} does not tell its data set: expected --{name}")
+    # options of another kind of data set would mean nothing
+    same_kind = place["kind"] == stored.get("kind")
+    return {**place, "options": {**(stored.get("options") or {} if same_kind else {}), **_parsed(args.option)}}
+
+
+def _parsed(options: list[str]) -> dict[str, Any]:
+    """{"classes": ["a", "b"]} of ["classes=[a, b]"]. Raises ValueError naming what is not KEY=VALUE."""
+    import yaml
+
+    parsed = {}
+    for text in options:
+        key, separator, value = text.partition("=")
+        if not (key and separator):
+            raise ValueError(f"option is {text!r}: expected KEY=VALUE such as classes=[sky,sea]")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"option {text!r} has a value that is no YAML: expected one such as [sky,sea]") from None
+    return parsed
+
+
+def _check_classes(path: Path, checkpoint: Checkpoint, dataset: SegmentationDataset) -> None:
+    count = checkpoint.model["num_classes"]
+    if count != dataset.num_classes:
+        raise ValueError(f"{path} has {count} classes: expected {dataset.num_classes}, as the data set has")
+    for label, (theirs, ours) in enumerate(zip(checkpoint.classes or (), dataset.classes, strict=False)):
+        if theirs != ours:
+            # other spellings of the same classes are common
+            print(f"note: class {label} is {theirs!r} in {path} and {ours!r} in the data set", file=sys.stderr)
+            return

@@ -1,0 +1,126 @@
+"""`ema-ops predict`: masks and overlays of a picture, a folder of pictures or a video."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from .inference_options import add_inference_options, inference, load, require
+
+if TYPE_CHECKING:
+    from ..segmentation.evaluation.drawing import Painter
+    from ..segmentation.evaluation.predict import Predictor
+
+HELP = "write palette masks and overlays of a picture, a folder of pictures or a video"
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".avi",
+    ".webm",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".mts",
+    ".wmv",
+    ".flv",
+    ".ogv",
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Results lie in the folders `masks` and `overlays` of --out, by the name of their picture."""
+    add = parser.add_argument
+    add("input", type=Path, metavar="INPUT", help="a picture, a folder (with all folders in it) or a video")
+    add("--out", type=Path, required=True, help="folder for the results")
+    add("--alpha", type=float, default=0.6, help="strength of the colours in overlays, 0 to 1 (default: 0.6)")
+    add("--masks", action="store_true", help="of a video, write the mask of every frame too")
+    add("--compile", action="store_true", help="torch.compile: slow to start, faster for many pictures")
+    add_inference_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0, or 1 when a picture could not be read; the others are done. Raises ValueError or OSError for bad input."""
+    require(("PIL", "torchmetrics", "tqdm"), "segmentation")
+    if not args.input.exists():
+        raise FileNotFoundError(f"{args.input} does not exist: expected a picture, a folder or a video")
+    is_video = args.input.is_file() and args.input.suffix.lower() in VIDEO_SUFFIXES
+    if is_video:
+        require(("av",), "video")
+    if args.out.exists() and not args.out.is_dir():
+        raise NotADirectoryError(f"out is {args.out}, a file: expected a folder")
+    if args.input.is_dir() and args.out.resolve() == args.input.resolve():
+        raise ValueError(f"out is {args.out}, the folder of the pictures: expected another one")
+    predictor, painter = _tools(args)
+    if is_video:
+        return _predict_video(args, predictor, painter)
+    return _predict_pictures(args, predictor, painter)
+
+
+def _tools(args: argparse.Namespace) -> tuple[Predictor, Painter]:
+    """What judges and what draws, as the options say."""
+    from ..segmentation.data import VOC_CLASSES, voc_palette
+    from ..segmentation.data.labels import class_names
+    from ..segmentation.evaluation.drawing import Painter
+    from ..segmentation.evaluation.predict import Predictor
+    from ..segmentation.training.distributed import world
+
+    settings = inference(args)
+    with world(args.device) as here:
+        device = here.device
+    network, checkpoint = load(args, device)
+    num_classes = checkpoint.model["num_classes"]
+    names = class_names(checkpoint.classes, num_classes, VOC_CLASSES)
+    painter = Painter(names, voc_palette(), args.alpha)
+    if args.compile:
+        network = torch.compile(network, dynamic=True)  # type: ignore[assignment]
+    return Predictor(network, num_classes, settings, device, args.batch), painter
+
+
+def _predict_pictures(args: argparse.Namespace, predictor: Predictor, painter: Painter) -> int:
+    from tqdm import tqdm
+
+    from ..segmentation.evaluation.pictures import find_pictures
+    from ..segmentation.evaluation.predict import predict_pictures
+
+    is_folder = args.input.is_dir()
+    paths = find_pictures(args.input, leave_out=args.out) if is_folder else [args.input]
+    root = args.input if is_folder else args.input.parent
+    with tqdm(total=len(paths), desc="prediction", unit="picture") as bar:
+
+        def done(path: Path, error: str) -> None:
+            if error:
+                bar.write(f"ema-ops predict: {error}", file=sys.stderr)
+            bar.update()
+
+        broken = predict_pictures(predictor, painter, paths, root, args.out, workers=args.workers, done=done)
+    print(f"{len(paths) - broken} of {len(paths)} pictures: {args.out / 'masks'}, {args.out / 'overlays'}")
+    return 1 if broken else 0
+
+
+def _predict_video(args: argparse.Namespace, predictor: Predictor, painter: Painter) -> int:
+    from tqdm import tqdm
+
+    from ..segmentation.evaluation.video import predict_video
+
+    with tqdm(desc="prediction", unit="frame") as bar:
+
+        def started(frames: int | None) -> None:
+            bar.reset(total=frames)
+
+        path = predict_video(
+            predictor,
+            painter,
+            args.input,
+            args.out,
+            masks=args.masks,
+            started=started,
+            done=lambda frame: bar.update(),
+        )
+    print(path)
+    return 0
