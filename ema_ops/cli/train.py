@@ -1,0 +1,96 @@
+"""`ema-ops train`: a training run from a config file or a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HELP = "train a segmentation network from a config file or a recipe, alone or under torchrun"
+_NEEDED = {
+    "PIL": "pillow",
+    "pydantic": "pydantic",
+    "tensorboard": "tensorboard",
+    "torchmetrics": "torchmetrics",
+    "tqdm": "tqdm",
+    "yaml": "pyyaml",
+}
+_EXAMPLES = """examples:
+  ema-ops train --recipes
+  ema-ops data generate data/generated && ema-ops train --config generated
+  ema-ops train --config voc_resnet101 --set data.root=VOCdevkit/VOC2012 --set model.backbone_weights=resnet101.pth
+  torchrun --nproc-per-node 4 -m ema_ops train --config voc_resnet101 --resume
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The run is described by the config; the options here say which one, and what is different this time."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EXAMPLES
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE|RECIPE", help="a YAML file, or the name of a recipe")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, such as optimizer.lr=0.01")
+    add("--out", type=Path, help="folder for everything written (default: that of the config)")
+    add("--resume", action="store_true", help="go on with the run in that folder, as if it had never been interrupted")
+    add("--recipes", action=_ShowRecipes, help="show the recipes with the results others published for them, and exit")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0; 1 when a loss was not finite; 130 or 143 when a signal stopped it. Raises ValueError or OSError naming the
+    key or file at fault."""
+    _check_installed()
+    from ..segmentation.config import load_config
+    from ..segmentation.training import train
+
+    config = load_config(args.config, args.set)
+    if args.out is not None:
+        config = config.model_copy(update={"out": args.out})
+    # under torchrun all processes end alike, and one of them speaks
+    speaks = os.environ.get("RANK", "0") == "0"
+    try:
+        summary = train(config, resume=args.resume)
+    except FloatingPointError as error:
+        if speaks:
+            print(f"ema-ops train: {error}", file=sys.stderr)
+        return 1
+    if summary.signal is not None:
+        if speaks:
+            print(f"stopped by signal {summary.signal} after step {summary.step}: --resume goes on from there")
+        return 128 + summary.signal
+    if speaks:
+        best = "" if summary.best is None else f", best mIoU {summary.best.mean_iou:.4f} at step {summary.best.step}"
+        print(f"{summary.step} steps done{best}: {config.out}")
+    return 0
+
+
+class _ShowRecipes(argparse.Action):
+    """Prints and exits, as --help does, so that --config may be missing."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        try:
+            _check_installed()
+        except ValueError as error:
+            parser.error(str(error))
+        from ..segmentation.config import load_config, recipes
+
+        for name in recipes():
+            config = load_config(name)
+            print(f"{name}: {config.model.backbone}, {config.data.kind}, {config.training.steps} steps")
+            if config.published is not None:
+                figures = ", ".join(f"{value} ({what})" for what, value in config.published.miou.items())
+                print(f"    mIoU {figures}: {config.published.source}")
+                print(f"    {config.published.status}")
+        parser.exit()
+
+
+def _check_installed() -> None:
+    missing = [package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ValueError(f"not installed: {', '.join(missing)}: expected `pip install 'ema_ops[segmentation]'`")

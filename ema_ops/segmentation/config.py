@@ -1,0 +1,289 @@
+"""What a training run is told: YAML in, one frozen `Config` out, every mistake named by its key."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from ..layers import PRESETS, EMAttention
+
+RECIPES = Path(__file__).with_name("recipes")
+"""The folder of the recipes, `NAME.yaml` each."""
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# a single number is a square
+Size = Annotated[tuple[Count, Count], BeforeValidator(lambda value: (value, value) if _is_scalar(value) else value)]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+_LAYER_OPTIONS = sorted(
+    set(inspect.signature(EMAttention).parameters)
+    - {"channels", "num_bases", "num_iters", "channel_dim", "average_group"}
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(_Section):
+    """The arguments of `EMANet` but the number of classes, which is that of the data; None leaves them to `EMANet`.
+
+    `preset` names an entry of `ema_ops.PRESETS`, `layer` has any other options of `EMAttention` and wins over it.
+    `backbone_weights` is a file with ImageNet weights of the backbone.
+    """
+
+    backbone: str = "resnet101"
+    output_stride: Literal[4, 8, 16] = 8
+    num_bases: Count = 64
+    num_iters: Count = 3
+    head: Literal["official", "mmsegmentation"] = "official"
+    channels: Count = 512
+    bottleneck_channels: Count | None = None
+    auxiliary: bool | None = None
+    align_corners: bool | None = None
+    multi_grid: list[Count] | None = None
+    stem_channels: Count | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    preset: Literal["official", "mmsegmentation"] | None = None
+    layer: dict[str, Any] = {}
+    backbone_weights: Path | None = None
+
+    @model_validator(mode="after")
+    def _check_layer(self) -> ModelConfig:
+        for name in self.layer:
+            if name not in _LAYER_OPTIONS:
+                raise ValueError(f"layer.{name} is not a setting: expected one of {', '.join(_LAYER_OPTIONS)}")
+        return self
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `EMANet`, without the number of classes."""
+        own = self.model_dump(exclude={"preset", "layer", "backbone_weights"}, exclude_none=True)
+        return {**own, **(PRESETS[self.preset] if self.preset else {}), **self.layer}
+
+
+class DataConfig(_Section):
+    """The data set as `open_dataset(kind, root, split, **options)` opens it, and the augmentation.
+
+    `crop` is [height, width] or one number, `scales` the smallest and the largest random scale.
+    """
+
+    kind: str
+    root: Path
+    train_split: str = "train"
+    val_split: str = "val"
+    options: dict[str, Any] = {}
+    crop: Size = (513, 513)
+    scales: tuple[Positive, Positive] = (0.5, 2.0)
+    flip: bool = True
+    workers: Annotated[int, Field(ge=0)] = 4
+
+    @model_validator(mode="after")
+    def _check_scales(self) -> DataConfig:
+        if self.scales[0] > self.scales[1]:
+            raise ValueError(f"scales is {list(self.scales)}: expected the smaller one first")
+        return self
+
+
+class OptimizerConfig(_Section):
+    """SGD with the paper's parameter groups and the poly schedule.
+
+    The learning rate of step s (from 1) is min_lr + (lr - min_lr) * (1 - s' / steps) ^ power, s' being s rounded down to
+    a multiple of `schedule_every`. `decay` says which parameters `weight_decay` is for: "convolutions" (their weights,
+    as in the paper's code) or "all" (as in mmsegmentation). `norm_momentum` is the momentum of every batch norm.
+    """
+
+    lr: Positive = 9e-3
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 1e-4
+    decay: Literal["convolutions", "all"] = "convolutions"
+    bias_lr_factor: NonNegative = 2.0
+    power: NonNegative = 0.9
+    min_lr: NonNegative = 0.0
+    schedule_every: Count = 10
+    norm_momentum: Fraction = 3e-4
+
+
+class TrainingConfig(_Section):
+    """The loop. `batch` counts the pictures of one step over all processes and all `accumulate` parts.
+
+    Intervals are in steps; 0 switches validation off. `device` None takes CUDA where there is one, `threads` None leaves
+    torch's choice.
+    """
+
+    steps: Count = 30000
+    batch: Count = 16
+    accumulate: Count = 1
+    precision: Precision = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    seed: Annotated[int, Field(ge=0)] = 0
+    auxiliary_weight: NonNegative = 0.4
+    validate_every: Annotated[int, Field(ge=0)] = 1000
+    save_every: Count = 500
+    log_every: Count = 10
+    pictures: Annotated[int, Field(ge=0)] = 4
+    sync_norm: bool = True
+    device: str | None = None
+    threads: Count | None = None
+
+
+class EvaluationConfig(_Section):
+    """How validation during training is done; the arguments of `evaluate`."""
+
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0,)
+    flip: bool = False
+    mode: Literal["whole", "slide"] = "whole"
+    window: Size | None = None
+    stride: Size | None = None
+
+
+class Published(_Section):
+    """What others report for this setting: mIoU in percent, and where it says so. Nothing in a run reads it."""
+
+    miou: dict[str, float]
+    source: str
+    status: str
+
+
+class Config(_Section):
+    """Everything that decides a training run. `out` is the folder for all that it writes."""
+
+    out: Path = Path("runs/train")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    published: Published | None = None
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> Config:
+        if self.training.batch % self.training.accumulate:
+            raise ValueError(
+                f"training.batch is {self.training.batch}: expected a multiple of training.accumulate = "
+                f"{self.training.accumulate}"
+            )
+        if self.optimizer.min_lr > self.optimizer.lr:
+            raise ValueError(f"optimizer.min_lr is {self.optimizer.min_lr}: expected at most lr = {self.optimizer.lr}")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """The config in words and numbers only, as it goes into a checkpoint."""
+        return self.model_dump(mode="json")
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_config(source: str | Path, sets: Iterable[str] = ()) -> Config:
+    """The config in a YAML file or the recipe of that name, with changes such as "optimizer.lr=0.01" made to it.
+
+    Raises:
+        FileNotFoundError: `source` is neither a file nor a recipe.
+        ValueError: it is no YAML mapping, or a key or value does not fit. One line for each mistake, with the key, the
+            value and what was expected.
+    """
+    path = _find(source)
+    content = _read(path)
+    for text in sets:
+        _set(content, text)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        lines = [_explained(detail) for detail in error.errors()]
+        raise ValueError("\n".join(f"config {path}: {line}" for line in lines)) from None
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    if str(source) in recipes():
+        return RECIPES / f"{source}.yaml"
+    raise FileNotFoundError(f"config {source} is neither a file nor a recipe: expected one of {', '.join(recipes())}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-3 is a number, and a key given twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 asks for a point in a number with an exponent
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"config {path} holds {content!r}: expected a mapping with the sections {_names(Config)}")
+    return content
+
+
+def _set(content: dict[str, Any], text: str) -> None:
+    """Make the change `text`, "section.key=value", to `content`."""
+    key, separator, value = text.partition("=")
+    *sections, name = key.strip().split(".")
+    if not (separator and name and all(sections)):
+        raise ValueError(f"--set {text}: expected KEY=VALUE such as optimizer.lr=0.01")
+    for depth, section in enumerate(sections, start=1):
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise ValueError(f"--set {text}: {'.'.join(sections[:depth])} is {content!r}, expected a section")
+    try:
+        content[name] = yaml.load(value, _Loader)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {text}: {value!r} is not a YAML value") from None
+
+
+def _explained(detail: Mapping[str, Any]) -> str:
+    """One mistake that pydantic found, in one line."""
+    key, kind, message = ".".join(map(str, detail["loc"])), detail["type"], detail["msg"]
+    if kind == "value_error":
+        return f"{key}.{detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
+    if kind == "extra_forbidden":
+        return f"{key} is not a setting: expected one of {_names(_section(detail['loc'][:-1]))}"
+    if kind == "missing":
+        return f"{key} is missing: expected a value"
+    return f"{key} is {detail['input']!r}: expected {message.removeprefix('Input should be ')}"
+
+
+def _section(keys: Iterable[str]) -> type[BaseModel]:
+    section: Any = Config
+    for key in keys:
+        annotation = section.model_fields[key].annotation
+        # the section itself, or the first of "Section | None"
+        section = next(iter(get_args(annotation)), annotation)
+    return section
+
+
+def _names(section: type[BaseModel]) -> str:
+    return ", ".join(section.model_fields)
+
+
+def _is_scalar(value: Any) -> bool:
+    return not isinstance(value, (list, tuple, dict))

@@ -1,0 +1,291 @@
+"""A training run from the first step to the last, interrupted or not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from ..config import Config
+from ..data import SegmentationDataset, open_dataset, training_batches
+from ..evaluation import evaluate
+from ..models import EMANet
+from ..models.backbone_weights import load_backbone_weights
+from ..models.checkpoints import save_network
+from .checkpoints import BEST, LATEST, check_new, fingerprint, read_training
+from .distributed import World, world
+from .failure import failure_report, summary, write_report
+from .files import remove_parts, replacing
+from .logging import Log, memory
+from .optimizer import learning_rate, make_optimizer, set_learning_rate
+from .pictures import judged_pictures
+from .step import NotFiniteError, StepResult, TrainingStep
+from .stopping import StopRequest
+
+FAILURE = "nonfinite.json"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far: mean IoU, 0 to 1, and its step."""
+
+    step: int
+    mean_iou: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended: its last step, the best validation (None without any), and the signal that stopped it."""
+
+    step: int
+    best: Best | None
+    signal: int | None
+
+
+def train(config: Config, *, resume: bool = False) -> Summary:
+    """Train as `config` says, alone or as one of the processes that torchrun started.
+
+    Everything is written to `config.out`: `latest.pt` and `best.pt`, `log.csv` with a row for every step,
+    `validation.csv`, TensorBoard's events in `tensorboard`, and the config as `config.yaml`. SIGINT and SIGTERM end the
+    run after the step, with a checkpoint. With `resume` a run goes on from `latest.pt`; on the CPU, with the same number
+    of processes and threads, it then takes bitwise the same steps as one that was never interrupted.
+
+    Raises:
+        ValueError, TypeError: a setting does not fit; `out` has a checkpoint and `resume` is False, or one of other
+            settings.
+        FileNotFoundError: there is nothing to resume, or a part of the data is missing.
+        OSError: a picture cannot be read, or a file not written; the checkpoint before is kept.
+        FloatingPointError: a loss or gradient was not finite; `nonfinite.json` in `out` says where.
+    """
+    with world(config.training.device) as place, StopRequest() as stop:
+        if config.training.threads is not None:
+            torch.set_num_threads(config.training.threads)
+        return _Run(config, place, resume=resume).go(stop)
+
+
+class _Run:
+    """Everything that a run holds between its steps."""
+
+    def __init__(self, config: Config, place: World, *, resume: bool) -> None:
+        self.config, self.world = config, place
+        _check_share(config, place)
+        self.train_set, self.val_set = (
+            open_dataset(config.data.kind, config.data.root, split, **config.data.options)
+            for split in (config.data.train_split, config.data.val_split)
+        )
+        if not resume:
+            check_new(config.out)
+        torch.manual_seed(config.training.seed)
+        self.network = EMANet(
+            self.train_set.num_classes,
+            norm_layer=place.norm_layer(synchronised=config.training.sync_norm),
+            average_group=place.group,
+            **config.model.arguments,
+        )
+        self.step, self.validated, self.best = 0, 0, None
+        training: dict[str, Any] = {}
+        if resume:
+            state, training = read_training(config.out, config, self.train_set)
+            self.network.load_state_dict(state)
+            self.step, self.validated = training["step"], training["validated"]
+            self.best = None if training["best"] is None else Best(**training["best"])
+        elif config.model.backbone_weights is not None:
+            load_backbone_weights(self.network, config.model.backbone_weights)
+        order = torch.channels_last if config.training.channels_last else torch.contiguous_format
+        self.network.to(place.device, memory_format=order)
+        self.optimizer = make_optimizer(self.network, config.optimizer)
+        self.training = TrainingStep(self.network, self.optimizer, place, config.training)
+        if resume:
+            self.optimizer.load_state_dict(training["optimizer"])
+            self.training.scaler.load_state_dict(training["scaler"])
+        place.on_main(self._prepare_out)
+
+    def go(self, stop: StopRequest) -> Summary:
+        """All steps that are left."""
+        self.network.train()
+        with self._log() as log, self._bar() as bar:
+            if self._validation_is_due():
+                self._validate(log)
+            signal = self._steps(log, bar, stop) if self.step < self.config.training.steps else None
+        return Summary(self.step, self.best, signal)
+
+    def _steps(self, log: Log | None, bar: tqdm[Any], stop: StopRequest) -> int | None:
+        """Train until the end or a signal, and return that."""
+        config = self.config.training
+        speed = _Speed(config.batch)
+        with closing(self._batches()) as batches:
+            for step in range(self.step + 1, config.steps + 1):
+                with speed.measured():
+                    rate = learning_rate(step, config.steps, self.config.optimizer)
+                    set_learning_rate(self.optimizer, rate)
+                    batch = next(batches)
+                    try:
+                        result = self.training(batch, step)
+                    except NotFiniteError as error:
+                        raise self._failed(batch, step, rate, error.result) from None
+                self.step = step
+                if log is not None:
+                    self._tell(log, bar, result, rate, speed)
+                signal = self._signal(stop)
+                if self._validation_is_due() and signal is None:
+                    # a run killed while it validates loses no step
+                    self._save(LATEST, log)
+                    self._validate(log)
+                    self._save(LATEST, log)
+                elif step % config.save_every == 0 or step == config.steps or signal is not None:
+                    self._save(LATEST, log)
+                if signal is not None:
+                    return signal
+        return None
+
+    def _batches(self) -> Iterator[Any]:
+        data, config = self.config.data, self.config.training
+        return training_batches(
+            self.train_set,
+            crop=data.crop,
+            scales=data.scales,
+            flip=data.flip,
+            batch=config.batch,
+            seed=config.seed,
+            start=self.step,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            workers=data.workers,
+        )
+
+    def _validation_is_due(self) -> bool:
+        every, last = self.config.training.validate_every, self.step == self.config.training.steps
+        return every > 0 and self.validated < self.step and (self.step % every == 0 or last)
+
+    def _validate(self, log: Log | None) -> None:
+        """Judge the network as it is, and keep it if it is the best."""
+        config = self.config
+        self.world.share_buffers(self.network)
+        scores = evaluate(
+            self.network,
+            self.val_set,
+            **config.evaluation.model_dump(),
+            workers=config.data.workers,
+            precision=config.training.precision,
+            channels_last=config.training.channels_last,
+        )
+        self.validated = self.step
+        is_best = scores.mean_iou > (self.best.mean_iou if self.best else -1)
+        if is_best:
+            self.best = Best(self.step, scores.mean_iou)
+            self._save(BEST, log)
+        if log is not None:
+            log.scores(self.step, scores)
+            log.pictures(self.step, judged_pictures(self.network, self.val_set, config.training.pictures))
+            tqdm.write(f"step {self.step}: mIoU {scores.mean_iou:.4f}{' (best)' if is_best else ''}")
+
+    def _save(self, name: str, log: Log | None) -> None:
+        """Write a checkpoint in the main process; the others wait."""
+        self.world.share_buffers(self.network)
+        training = {
+            "step": self.step,
+            "validated": self.validated,
+            "best": None if self.best is None else vars(self.best),
+            "pictures": fingerprint(self.train_set),
+            "config": self.config.plain(),
+        }
+        if name == LATEST:
+            training |= {"optimizer": self.optimizer.state_dict(), "scaler": self.training.scaler.state_dict()}
+        data = self.config.plain()["data"]
+        opened = {"kind": data["kind"], "root": data["root"], "split": data["val_split"], "options": data["options"]}
+
+        def write() -> None:
+            assert log is not None
+            log.make_durable()
+            with replacing(self.config.out / name) as part:
+                save_network(part, self.network, classes=self.train_set.classes, data=opened, training=training)
+
+        self.world.on_main(write)
+
+    def _failed(self, batch: Any, step: int, rate: float, result: StepResult) -> FloatingPointError:
+        """Writes the report of a step that failed in all processes."""
+        report = failure_report(self.training, batch, step, rate, result)
+        path = self.config.out / FAILURE
+        self.world.on_main(lambda: write_report(path, report))
+        return FloatingPointError(f"{summary(report)}\nsee {path}")
+
+    def _signal(self, stop: StopRequest) -> int | None:
+        """The signal that some process got, the same in all."""
+        signals = self.world.gather(stop.signal) if self.world.any(stop.signal is not None) else []
+        return next((signal for signal in signals if signal is not None), None)
+
+    def _tell(self, log: Log, bar: tqdm[Any], result: StepResult, rate: float, speed: _Speed) -> None:
+        log.step(self.step, result, rate)
+        bar.set_postfix_str(f"loss {result.loss:.4f}, lr {rate:.2e}, {speed.images:.1f} images/s", refresh=False)
+        bar.update()
+        if self.step % self.config.training.log_every == 0:
+            log.scalars(
+                self.step,
+                {
+                    "train/loss": result.loss,
+                    "train/auxiliary_loss": result.auxiliary_loss,
+                    "train/lr": rate,
+                    "train/gradient_norm": result.gradient_norm,
+                    "train/images_per_second": speed.images,
+                    "train/memory_gib": memory(self.world.device),
+                },
+            )
+            speed.restart()
+
+    def _prepare_out(self) -> None:
+        out = self.config.out
+        out.mkdir(parents=True, exist_ok=True)
+        remove_parts(out)
+        with replacing(out / "config.yaml") as part:
+            part.write_text(yaml.safe_dump(self.config.plain(), sort_keys=False), encoding="utf-8")
+
+    @contextmanager
+    def _log(self) -> Iterator[Log | None]:
+        """The log, in the main process only."""
+        if not self.world.is_main:
+            yield None
+            return
+        with closing(Log(self.config.out, self.train_set.classes, step=self.step)) as log:
+            yield log
+
+    def _bar(self) -> tqdm[Any]:
+        steps = self.config.training.steps
+        return tqdm(total=steps, initial=self.step, desc="training", unit="step", disable=not self.world.is_main)
+
+
+class _Speed:
+    """Pictures a second since the last `restart`, over the time that was `measured`."""
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+        self.restart()
+
+    def restart(self) -> None:
+        self._steps, self._seconds = 0, 0.0
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - started
+        self._steps += 1
+
+    @property
+    def images(self) -> float:
+        return self._steps * self._batch / self._seconds
+
+
+def _check_share(config: Config, place: World) -> None:
+    training = config.training
+    if training.batch % (place.size * training.accumulate):
+        raise ValueError(
+            f"training.batch is {training.batch}: expected a multiple of {place.size * training.accumulate}, the "
+            f"{place.size} processes times training.accumulate = {training.accumulate}"
+        )
