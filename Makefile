@@ -22,9 +22,10 @@ $(INSTALLED): pyproject.toml setup.py Makefile
 	EMA_OPS_BUILD_CUDA=0 $(RUN) -m pip install --quiet --editable ".[triton,demo,dev]"
 	touch $@
 
+# two processes of one thread each: most tests are too small for two threads
 test: $(INSTALLED)
-	$(RUN) -m pytest tests --ignore=tests/triton --ignore=tests/triton_compile --ignore=tests/building
-	TRITON_INTERPRET=1 $(RUN) -m pytest tests/triton
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests --ignore=tests/triton --ignore=tests/triton_compile --ignore=tests/building
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 tests/triton
 
 demo: $(INSTALLED)
 	$(VENV)/bin/ema-ops demo --out runs/demo $(if $(QUICK),--quick)
