@@ -114,10 +114,10 @@ def _device(name: str | None, local_rank: int) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"training.device is {name!r}: expected cpu, cuda or cuda:1") from None
+        raise ValueError(f"device is {name!r}: expected cpu, cuda or cuda:1") from None
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank)
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"training.device is {name!r}: expected a device that is there, PyTorch sees {count} GPUs")
+        raise ValueError(f"device is {name!r}: expected a device that is there, PyTorch sees {count} GPUs")
     return device

@@ -6,7 +6,6 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -60,55 +59,61 @@ def _rows(path: Path, keep_until: int) -> list[list[str]]:
 
 
 class Log:
-    """`log.csv`, `validation.csv` and the folder `tensorboard` in `out`.
+    """`log.csv`, `validation.csv`, and TensorBoard's `tensorboard/train` and `tensorboard/validation` in `out`.
 
     Args:
         out: a folder that exists.
         classes: names of the classes.
         step: the step from which the run goes on, 0 for a new one; what is there of later steps goes.
+        validated: the same for validations, of which the last one may have to be done again.
     """
 
-    def __init__(self, out: Path, classes: Sequence[str], *, step: int) -> None:
+    def __init__(self, out: Path, classes: Sequence[str], *, step: int, validated: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        board = out / "tensorboard"
         self.classes = classes
         self.steps = Table(out / "log.csv", ("loss", "auxiliary_loss", "lr", "gradient_norm"), keep_until=step)
-        self.validations = Table(out / "validation.csv", ("mean_iou", "pixel_accuracy", *classes), keep_until=step)
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+        self.validations = Table(out / "validation.csv", ("mean_iou", "pixel_accuracy", *classes), keep_until=validated)
+        self._steps_board = SummaryWriter(str(board / "train"), purge_step=step + 1)
+        self._validations_board = SummaryWriter(str(board / "validation"), purge_step=validated + 1)
 
     def step(self, step: int, result: StepResult, rate: float) -> None:
         """A row of `log.csv`."""
         self.steps.add(step, result.loss, result.auxiliary_loss, rate, result.gradient_norm)
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Numbers for TensorBoard; None is left out."""
+        """Numbers of a step for TensorBoard; None is left out."""
         for name, value in values.items():
             if value is not None:
-                self._board.add_scalar(name, value, step)
+                self._steps_board.add_scalar(name, value, step)
 
     def scores(self, step: int, scores: Scores) -> None:
         """A row of `validation.csv`, and the same for TensorBoard."""
-        class_iou = scores.class_iou.tolist()
-        self.validations.add(step, scores.mean_iou, scores.pixel_accuracy, *class_iou)
-        self.scalars(step, {"validation/mean_iou": scores.mean_iou, "validation/pixel_accuracy": scores.pixel_accuracy})
-        self.scalars(step, {f"iou/{name}": value for name, value in zip(self.classes, class_iou, strict=True)})
+        names = ("mean_iou", "pixel_accuracy", *(f"iou/{name}" for name in self.classes))
+        values = (scores.mean_iou, scores.pixel_accuracy, *scores.class_iou.tolist())
+        self.validations.add(step, *values)
+        for name, value in zip(names, values, strict=True):
+            self._validations_board.add_scalar(name, value, step)
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Pictures uint8 [H, W, 3] for TensorBoard."""
         for name, picture in pictures.items():
-            self._board.add_image(name, picture, step, dataformats="HWC")
+            self._validations_board.add_image(name, picture, step, dataformats="HWC")
 
     def make_durable(self) -> None:
         """Everything so far is on the disk."""
         self.steps.make_durable()
         self.validations.make_durable()
-        self._board.flush()
+        self._steps_board.flush()
+        self._validations_board.flush()
 
     def close(self) -> None:
         """Close all files."""
         self.steps.close()
         self.validations.close()
-        self._board.close()
+        self._steps_board.close()
+        self._validations_board.close()
 
 
 def memory(device: torch.device) -> float | None:

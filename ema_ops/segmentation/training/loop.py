@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import yaml
 from tqdm import tqdm
 
 from ..config import Config
-from ..data import SegmentationDataset, open_dataset, training_batches
+from ..data import Batch, open_dataset, training_batches
 from ..evaluation import evaluate
 from ..models import EMANet
 from ..models.backbone_weights import load_backbone_weights
@@ -53,9 +52,9 @@ def train(config: Config, *, resume: bool = False) -> Summary:
     """Train as `config` says, alone or as one of the processes that torchrun started.
 
     Everything is written to `config.out`: `latest.pt` and `best.pt`, `log.csv` with a row for every step,
-    `validation.csv`, TensorBoard's events in `tensorboard`, and the config as `config.yaml`. SIGINT and SIGTERM end the
-    run after the step, with a checkpoint. With `resume` a run goes on from `latest.pt`; on the CPU, with the same number
-    of processes and threads, it then takes bitwise the same steps as one that was never interrupted.
+    `validation.csv`, TensorBoard's events in `tensorboard`, and the config as `config.yaml`. SIGINT and SIGTERM end
+    the run after the step, with a checkpoint. With `resume` a run goes on from `latest.pt`; on the CPU, with the same
+    number of processes and threads, it then takes bitwise the same steps as one that was never interrupted.
 
     Raises:
         ValueError, TypeError: a setting does not fit; `out` has a checkpoint and `resume` is False, or one of other
@@ -75,77 +74,83 @@ class _Run:
 
     def __init__(self, config: Config, place: World, *, resume: bool) -> None:
         self.config, self.world = config, place
+        self.log: Log | None = None
+        self.step, self.validated = 0, 0
+        self.best: Best | None = None
         _check_share(config, place)
         self.train_set, self.val_set = (
             open_dataset(config.data.kind, config.data.root, split, **config.data.options)
             for split in (config.data.train_split, config.data.val_split)
         )
-        if not resume:
-            check_new(config.out)
-        torch.manual_seed(config.training.seed)
-        self.network = EMANet(
-            self.train_set.num_classes,
-            norm_layer=place.norm_layer(synchronised=config.training.sync_norm),
-            average_group=place.group,
-            **config.model.arguments,
-        )
-        self.step, self.validated, self.best = 0, 0, None
-        training: dict[str, Any] = {}
-        if resume:
-            state, training = read_training(config.out, config, self.train_set)
-            self.network.load_state_dict(state)
-            self.step, self.validated = training["step"], training["validated"]
-            self.best = None if training["best"] is None else Best(**training["best"])
-        elif config.model.backbone_weights is not None:
-            load_backbone_weights(self.network, config.model.backbone_weights)
-        order = torch.channels_last if config.training.channels_last else torch.contiguous_format
-        self.network.to(place.device, memory_format=order)
+        self.network = self._new_network()
         self.optimizer = make_optimizer(self.network, config.optimizer)
         self.training = TrainingStep(self.network, self.optimizer, place, config.training)
         if resume:
-            self.optimizer.load_state_dict(training["optimizer"])
-            self.training.scaler.load_state_dict(training["scaler"])
+            self._restore()
+        else:
+            check_new(config.out)
         place.on_main(self._prepare_out)
 
     def go(self, stop: StopRequest) -> Summary:
         """All steps that are left."""
         self.network.train()
-        with self._log() as log, self._bar() as bar:
+        with self._open_log() as self.log, self._bar() as bar:
             if self._validation_is_due():
-                self._validate(log)
-            signal = self._steps(log, bar, stop) if self.step < self.config.training.steps else None
+                self._validate()
+            signal = self._steps(bar, stop) if self.step < self.config.training.steps else None
         return Summary(self.step, self.best, signal)
 
-    def _steps(self, log: Log | None, bar: tqdm[Any], stop: StopRequest) -> int | None:
+    def _new_network(self) -> EMANet:
+        config = self.config
+        torch.manual_seed(config.training.seed)
+        network = EMANet(
+            self.train_set.num_classes,
+            norm_layer=self.world.norm_layer(synchronised=config.training.sync_norm),
+            average_group=self.world.group,
+            **config.model.arguments,
+        )
+        if config.model.backbone_weights is not None:
+            load_backbone_weights(network, config.model.backbone_weights)
+        if config.training.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network.to(self.world.device)
+
+    def _restore(self) -> None:
+        state, training = read_training(self.config.out, self.config, self.train_set)
+        self.network.load_state_dict(state)
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.training.scaler.load_state_dict(training["scaler"])
+        self.step, self.validated = training["step"], training["validated"]
+        self.best = None if training["best"] is None else Best(**training["best"])
+
+    def _steps(self, bar: tqdm[Any], stop: StopRequest) -> int | None:
         """Train until the end or a signal, and return that."""
         config = self.config.training
         speed = _Speed(config.batch)
-        with closing(self._batches()) as batches:
-            for step in range(self.step + 1, config.steps + 1):
-                with speed.measured():
-                    rate = learning_rate(step, config.steps, self.config.optimizer)
-                    set_learning_rate(self.optimizer, rate)
-                    batch = next(batches)
-                    try:
-                        result = self.training(batch, step)
-                    except NotFiniteError as error:
-                        raise self._failed(batch, step, rate, error.result) from None
-                self.step = step
-                if log is not None:
-                    self._tell(log, bar, result, rate, speed)
-                signal = self._signal(stop)
-                if self._validation_is_due() and signal is None:
-                    # a run killed while it validates loses no step
-                    self._save(LATEST, log)
-                    self._validate(log)
-                    self._save(LATEST, log)
-                elif step % config.save_every == 0 or step == config.steps or signal is not None:
-                    self._save(LATEST, log)
-                if signal is not None:
-                    return signal
+        batches = self._batches()
+        for step in range(self.step + 1, config.steps + 1):
+            with speed.measured():
+                rate = learning_rate(step, config.steps, self.config.optimizer)
+                set_learning_rate(self.optimizer, rate)
+                batch = next(batches)
+                try:
+                    result = self.training(batch, step)
+                except NotFiniteError as error:
+                    raise self._failed(batch, step, rate, error.result) from None
+            self.step = step
+            self._tell(bar, result, rate, speed)
+            signal = self._signal(stop)
+            due = self._validation_is_due()
+            if due or step % config.save_every == 0 or step == config.steps or signal is not None:
+                self._save(LATEST)
+            if signal is not None:
+                return signal
+            if due:
+                # saved already, so that a run killed while it validates loses no step
+                self._validate()
         return None
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self) -> Iterator[Batch]:
         data, config = self.config.data, self.config.training
         return training_batches(
             self.train_set,
@@ -164,7 +169,7 @@ class _Run:
         every, last = self.config.training.validate_every, self.step == self.config.training.steps
         return every > 0 and self.validated < self.step and (self.step % every == 0 or last)
 
-    def _validate(self, log: Log | None) -> None:
+    def _validate(self) -> None:
         """Judge the network as it is, and keep it if it is the best."""
         config = self.config
         self.world.share_buffers(self.network)
@@ -180,19 +185,20 @@ class _Run:
         is_best = scores.mean_iou > (self.best.mean_iou if self.best else -1)
         if is_best:
             self.best = Best(self.step, scores.mean_iou)
-            self._save(BEST, log)
-        if log is not None:
-            log.scores(self.step, scores)
-            log.pictures(self.step, judged_pictures(self.network, self.val_set, config.training.pictures))
+            self._save(BEST)
+        if self.log is not None:
+            self.log.scores(self.step, scores)
+            self.log.pictures(self.step, judged_pictures(self.network, self.val_set, config.training.pictures))
             tqdm.write(f"step {self.step}: mIoU {scores.mean_iou:.4f}{' (best)' if is_best else ''}")
+        self._save(LATEST)
 
-    def _save(self, name: str, log: Log | None) -> None:
+    def _save(self, name: str) -> None:
         """Write a checkpoint in the main process; the others wait."""
         self.world.share_buffers(self.network)
         training = {
             "step": self.step,
             "validated": self.validated,
-            "best": None if self.best is None else vars(self.best),
+            "best": None if self.best is None else asdict(self.best),
             "pictures": fingerprint(self.train_set),
             "config": self.config.plain(),
         }
@@ -202,14 +208,14 @@ class _Run:
         opened = {"kind": data["kind"], "root": data["root"], "split": data["val_split"], "options": data["options"]}
 
         def write() -> None:
-            assert log is not None
-            log.make_durable()
+            if self.log is not None:
+                self.log.make_durable()
             with replacing(self.config.out / name) as part:
                 save_network(part, self.network, classes=self.train_set.classes, data=opened, training=training)
 
         self.world.on_main(write)
 
-    def _failed(self, batch: Any, step: int, rate: float, result: StepResult) -> FloatingPointError:
+    def _failed(self, batch: Batch, step: int, rate: float, result: StepResult) -> FloatingPointError:
         """Writes the report of a step that failed in all processes."""
         report = failure_report(self.training, batch, step, rate, result)
         path = self.config.out / FAILURE
@@ -221,20 +227,22 @@ class _Run:
         signals = self.world.gather(stop.signal) if self.world.any(stop.signal is not None) else []
         return next((signal for signal in signals if signal is not None), None)
 
-    def _tell(self, log: Log, bar: tqdm[Any], result: StepResult, rate: float, speed: _Speed) -> None:
-        log.step(self.step, result, rate)
+    def _tell(self, bar: tqdm[Any], result: StepResult, rate: float, speed: _Speed) -> None:
+        if self.log is None:
+            return
+        self.log.step(self.step, result, rate)
         bar.set_postfix_str(f"loss {result.loss:.4f}, lr {rate:.2e}, {speed.images:.1f} images/s", refresh=False)
         bar.update()
         if self.step % self.config.training.log_every == 0:
-            log.scalars(
+            self.log.scalars(
                 self.step,
                 {
-                    "train/loss": result.loss,
-                    "train/auxiliary_loss": result.auxiliary_loss,
-                    "train/lr": rate,
-                    "train/gradient_norm": result.gradient_norm,
-                    "train/images_per_second": speed.images,
-                    "train/memory_gib": memory(self.world.device),
+                    "loss": result.loss,
+                    "auxiliary_loss": result.auxiliary_loss,
+                    "lr": rate,
+                    "gradient_norm": result.gradient_norm,
+                    "images_per_second": speed.images,
+                    "memory_gib": memory(self.world.device),
                 },
             )
             speed.restart()
@@ -247,12 +255,12 @@ class _Run:
             part.write_text(yaml.safe_dump(self.config.plain(), sort_keys=False), encoding="utf-8")
 
     @contextmanager
-    def _log(self) -> Iterator[Log | None]:
+    def _open_log(self) -> Iterator[Log | None]:
         """The log, in the main process only."""
         if not self.world.is_main:
             yield None
             return
-        with closing(Log(self.config.out, self.train_set.classes, step=self.step)) as log:
+        with closing(Log(self.config.out, self.train_set.classes, step=self.step, validated=self.validated)) as log:
             yield log
 
     def _bar(self) -> tqdm[Any]:

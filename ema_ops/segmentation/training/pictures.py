@@ -19,8 +19,8 @@ _BASES = 4
 def judged_pictures(network: nn.Module, dataset: SegmentationDataset, count: int) -> dict[str, np.ndarray]:
     """The first `count` pictures of `dataset`, uint8 [H, n * W, 3] by name.
 
-    From left to right: the picture, its mask and the prediction in the colours of the data set (white: ignored), and the
-    responsibilities of the bases with the largest share, if the network has an `EMAUnit`, black 0 to white 1.
+    From left to right: the picture, its mask and the prediction in the colours of the data set (white: ignored), and
+    the responsibilities of the bases with the largest share, if the network has an `EMAUnit`, black 0 to white 1.
     """
     device = next(network.parameters()).device
     dtype = next(network.parameters()).dtype

@@ -148,8 +148,8 @@ def check_precision(precision: str, device: torch.device) -> None:
     """ValueError when `device` cannot train in `precision`."""
     if precision == "float16" and device.type != "cuda":
         raise ValueError(
-            f"training.precision is 'float16' on {device.type}: expected 'float32' or 'bfloat16' there, for gradients in "
-            "float16 need CUDA"
+            f"training.precision is 'float16' on {device.type}: expected 'float32' or 'bfloat16' there, "
+            "as scaled float16 gradients need CUDA"
         )
     if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ValueError(f"training.precision is 'bfloat16': expected 'float16' or 'float32' on {device}")
