@@ -42,6 +42,8 @@ class EMANet(nn.Module):
     Only the architecture follows the head: the unit has the options of `EMAttention`, with the exact gradient, unless
     `layer_options` holds one of `ema_ops.PRESETS`.
 
+    Convolutions start as in the two published codes, the backbone's with Kaiming normal numbers.
+
     `options` holds the arguments that make the same network again, as plain values; defaults that depend on others
     are filled in. `norm_layer` and `average_group` are not among them.
 
@@ -129,13 +131,14 @@ class EMANet(nn.Module):
         if published.concatenate:
             self.concat = ConvNormReLU(in_channels + bottleneck_channels, bottleneck_channels, norm_layer=norm_layer)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = _classifier(bottleneck_channels, num_classes)
+        self.classifier = nn.Conv2d(bottleneck_channels, num_classes, 1)
         self.auxiliary: nn.Module | None = None
-        self.auxiliary_classifier: nn.Module | None = None
+        self.auxiliary_classifier: nn.Conv2d | None = None
         if self.options["auxiliary"]:
             auxiliary_channels = max(stage3_channels // 4, 1)
             self.auxiliary = ConvNormReLU(stage3_channels, auxiliary_channels, norm_layer=norm_layer)
-            self.auxiliary_classifier = _classifier(auxiliary_channels, num_classes)
+            self.auxiliary_classifier = nn.Conv2d(auxiliary_channels, num_classes, 1)
+        self._reset_head()
 
     def forward(self, images: Tensor, return_auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor | None]:
         """Logits of normalised `images`.
@@ -171,19 +174,22 @@ class EMANet(nn.Module):
             x = self.concat(torch.cat([features, x], dim=1))
         return self.classifier(self.dropout(x))
 
+    def _reset_head(self) -> None:
+        """The published starts around the unit: torch's own (official), or Kaiming and a nearly flat classifier."""
+        if self.options["head"] == "official":
+            for part in (self.reduce, self.bottleneck):
+                part.conv.reset_parameters()
+            return
+        for classifier in (self.classifier, self.auxiliary_classifier):
+            if classifier is not None:
+                nn.init.normal_(classifier.weight, std=0.01)
+                nn.init.zeros_(classifier.get_parameter("bias"))
+
     def _resize(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         # the loss and the argmax need float32, also where the convolutions ran in 16 bits
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.options["align_corners"])
-
-
-def _classifier(channels: int, num_classes: int) -> nn.Conv2d:
-    """1x1 convolution with a start so small that all classes are as likely (mmsegmentation's)."""
-    conv = nn.Conv2d(channels, num_classes, 1)
-    nn.init.normal_(conv.weight, std=0.01)
-    nn.init.zeros_(conv.get_parameter("bias"))
-    return conv
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -72,21 +72,22 @@ class TimmBackbone(Backbone):
         load_fitting(self.model, loaded.state_dict(), path)
 
     def _try(self) -> None:
-        """Run the model once: some take images of one size only, or have their channels last."""
-        height, width = 64, 96
+        """Run the model once: some take images of certain sizes only, or have their channels last."""
+        height, width = 65, 97
         self.model.eval()
         try:
             with torch.no_grad():
-                features = self.model(torch.zeros(1, 3, height, width))[-1]
+                shape = list(self.model(torch.zeros(1, 3, height, width))[-1].shape)
         # the models refuse in different ways
         except Exception as error:
             raise ValueError(f"backbone is 'timm:{self.name}': it takes no images of any size ({error})") from error
         self.model.train()
-        expected = (1, self.channels[1], height // self.output_stride, width // self.output_stride)
-        if tuple(features.shape) != expected:
+        # odd sizes are rounded up by padded convolutions and down by others
+        rounded = [size // self.output_stride + up for size in (height, width) for up in (0, 1)]
+        if len(shape) != 4 or shape[1] != self.channels[1] or not set(shape[2:]) <= set(rounded):
             raise ValueError(
-                f"backbone is 'timm:{self.name}': its features of an image {height} x {width} have shape "
-                f"{list(features.shape)}, expected {list(expected)}"
+                f"backbone is 'timm:{self.name}': features of an image {height} x {width} have shape {shape}, "
+                f"expected [1, {self.channels[1]}, {height} / {self.output_stride}, {width} / {self.output_stride}]"
             )
 
 
