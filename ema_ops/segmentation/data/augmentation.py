@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from .labels import IGNORE
-from .normalization import normalize
+from .normalization import normalize_
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,14 @@ class Augmentation:
         columns = _window(rng, width, self.crop[1])
         mirrored = self.flip and rng.random() < 0.5
 
-        pixels = torch.from_numpy(np.array(_resized_window(picture, (height, width), rows, columns)))
-        window = labels[_nearest(rows, labels.shape[0], height)[:, None], _nearest(columns, labels.shape[1], width)]
-        image = torch.zeros(3, *self.crop)
-        mask = torch.full(self.crop, IGNORE)
+        pixels = torch.from_numpy(np.array(_resized_window(picture, (height, width), rows, columns))).permute(2, 0, 1)
+        nearest = np.ix_(_nearest(rows, labels.shape[0], height), _nearest(columns, labels.shape[1], width))
+        target = torch.from_numpy(labels[nearest])
+        image, mask = torch.zeros(3, *self.crop), torch.full(self.crop, IGNORE)
         part = np.s_[..., : len(rows), : len(columns)]
-        # normalised before the flip: the order of the pixels in memory then stays that of the file
-        normalized, target = normalize(pixels.permute(2, 0, 1).float().div_(255)), torch.from_numpy(window).long()
-        image[part] = normalized.flip(-1) if mirrored else normalized
+        image[part] = pixels.flip(-1) if mirrored else pixels
         mask[part] = target.flip(-1) if mirrored else target
+        normalize_(image[part].div_(255))
         return image, mask
 
 

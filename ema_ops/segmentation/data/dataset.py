@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .errors import DataError
 from .folders import Listing
 from .labels import Labels
 from .masks import read_mask_picture
@@ -41,7 +42,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
 
     Raises:
         FileNotFoundError: a picture or a mask is missing.
-        ValueError: at reading, a mask is no label picture, has a label out of range, or is not as large as its
+        DataError: at reading, a mask is no label picture, has a label out of range, or is not as large as its
             picture.
         OSError: at reading, a file is truncated or no picture.
 
@@ -118,10 +119,10 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
         return read_mask_picture(path)
 
     def check_sizes(self, name: str, picture: Image.Image, labels: np.ndarray) -> None:
-        """ValueError naming both files unless the mask is as large as the picture."""
+        """DataError naming both files unless the mask is as large as the picture."""
         height, width = labels.shape
         if (width, height) != picture.size:
-            raise ValueError(
+            raise DataError(
                 f"mask {self.mask_path(name)} is {width} x {height}: expected "
                 f"{picture.width} x {picture.height} as its picture {self.image_path(name)}"
             )

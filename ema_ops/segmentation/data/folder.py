@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .dataset import SegmentationDataset, Transform
+from .errors import DataError
 from .folders import file_names, read_list, require_folders
 from .labels import Labels, class_names
 
@@ -33,7 +34,8 @@ class FolderSegmentation(SegmentationDataset):
 
     Raises:
         FileNotFoundError: a folder, the list, or a partner of a picture or a mask is missing.
-        ValueError: there is no picture, two have the same name, or neither `classes` nor `num_classes` is given.
+        DataError: there is no picture, or two have the same name.
+        ValueError: neither `classes` nor `num_classes` is given.
 
     Reading raises as `SegmentationDataset` says.
     """
@@ -72,7 +74,7 @@ class FolderSegmentation(SegmentationDataset):
         self._mask_suffix = mask_suffix
         names = list(self._images) if self._whole else [_stem(line) for line in read_list(list_file)]
         if not names:
-            raise ValueError(f"folder {self._image_folder} has no pictures: expected files {', '.join(ENDINGS)}")
+            raise DataError(f"folder {self._image_folder} has no pictures: expected files {', '.join(ENDINGS)}")
         super().__init__(names, labels, transform=transform, check_files=check_files)
 
     def image_path(self, name: str) -> Path:
@@ -92,14 +94,14 @@ class FolderSegmentation(SegmentationDataset):
 
 
 def _by_stem(folder: Path) -> dict[str, str]:
-    """File name of each picture in `folder` by its name without ending. ValueError when two have the same."""
+    """File name of each picture in `folder` by its name without ending. DataError when two have the same."""
     found: dict[str, str] = {}
     for file in file_names(folder):
         stem = _stem(file)
         if stem == file:
             continue
         if stem in found:
-            raise ValueError(f"{folder / file} has the name of {folder / found[stem]}: expected different names")
+            raise DataError(f"{folder / file} has the name of {folder / found[stem]}: expected different names")
         found[stem] = file
     return found
 

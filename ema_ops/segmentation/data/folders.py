@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from .errors import DataError
 
 
 class Listing:
@@ -38,18 +40,26 @@ def require_folders(root: Path, names: Iterable[str], layout: str) -> None:
             raise FileNotFoundError(f"folder {root / name} is missing: expected {layout} in {root}")
 
 
+def first_folder(root: Path, names: Sequence[str]) -> Path:
+    """The first of the folders `names` in `root` that is there; FileNotFoundError naming all when none is."""
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise FileNotFoundError(f"folder {root / names[0]} is missing: expected it, or {' or '.join(names[1:])} in {root}")
+
+
 def read_list(path: Path) -> list[str]:
     """The lines of a list file, stripped, empty ones left out.
 
-    Raises FileNotFoundError when it is missing, and ValueError when it is empty or no text.
+    Raises FileNotFoundError when it is missing, and DataError when it is empty or no text.
     """
     if not path.is_file():
         raise FileNotFoundError(f"list {path} is missing: expected one picture name a line")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"list {path} is no text ({error}): expected one picture name a line") from None
+        raise DataError(f"list {path} is no text ({error}): expected one picture name a line") from None
     names = [line for line in lines if line]
     if not names:
-        raise ValueError(f"list {path} is empty: expected one picture name a line")
+        raise DataError(f"list {path} is empty: expected one picture name a line")
     return names

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors import DataError
 from .palette import voc_palette
 
 IGNORE = 255
@@ -52,7 +53,7 @@ class Labels:
     def read(self, stored: np.ndarray, path: Path) -> np.ndarray:
         """Labels, int16 [H, W], of the integers [H, W] stored in the mask `path`.
 
-        Raises ValueError naming `path` for a value that means nothing.
+        Raises DataError naming `path` for a value that means nothing.
         """
         if stored.dtype != np.uint8:
             self._check(stored, (stored < 0) | (stored > IGNORE), path)
@@ -62,7 +63,7 @@ class Labels:
 
     def _check(self, stored: np.ndarray, wrong: np.ndarray, path: Path) -> None:
         if wrong.any():
-            raise ValueError(
+            raise DataError(
                 f"mask {path} has label {stored[wrong][0]}: expected {_ranges(self._stored)}, or {IGNORE} for ignore"
             )
 

@@ -12,5 +12,10 @@ STD = (0.229, 0.224, 0.225)
 
 def normalize(image: Tensor) -> Tensor:
     """`image`, float [..., 3, H, W] in 0 to 1, minus `MEAN`, over `STD`."""
+    return normalize_(image.clone())
+
+
+def normalize_(image: Tensor) -> Tensor:
+    """`normalize` in place; returns `image`."""
     mean, std = (torch.tensor(values, dtype=image.dtype, device=image.device)[:, None, None] for values in (MEAN, STD))
-    return (image - mean) / std
+    return image.sub_(mean).div_(std)

@@ -1,6 +1,8 @@
-"""The colours of PASCAL VOC masks."""
+"""The colours in which labels are shown."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,4 +18,11 @@ def voc_palette() -> np.ndarray:
     for channel in range(3):
         for digit in range(3):
             palette[:, channel] |= (((labels >> (3 * digit + channel)) & 1) << (7 - digit)).astype(np.uint8)
+    return palette
+
+
+def palette_of(colours: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """A palette, uint8 [256, 3], that starts with `colours`; the rest is black."""
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[: len(colours)] = colours
     return palette

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .errors import DataError
+
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -41,11 +43,11 @@ def read_rgb(path: str | Path) -> Image.Image:
     Raises:
         FileNotFoundError: there is no such file.
         OSError: it is no picture, is cut short or damaged, or claims a size beyond Pillow's safety limit.
-        ValueError: its pixels are 32-bit numbers, of which none is known to be white.
+        DataError: its pixels are 32-bit numbers, of which none is known to be white.
     """
     picture = open_picture(path)
     if picture.mode in ("I", "F"):
-        raise ValueError(f"{path} has 32-bit pixels (mode {picture.mode}): expected 8 or 16 bits")
+        raise DataError(f"{path} has 32-bit pixels (mode {picture.mode}): expected 8 or 16 bits")
     picture = ImageOps.exif_transpose(picture)
     if picture.mode in _SIXTEEN_BITS:
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
