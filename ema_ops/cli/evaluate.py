@@ -75,7 +75,7 @@ def _dataset_place(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str
     place = {
         "kind": args.kind or stored.get("kind"),
         "root": str(args.root or stored.get("root") or "") or None,
-        "split": args.split or stored.get("val_split") or "val",
+        "split": args.split or stored.get("split") or "val",
     }
     for name, value in place.items():
         if value is None:

@@ -45,7 +45,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0, or 1 when a picture could not be read; the others are done. Raises ValueError or OSError for bad input."""
+    """0, or 1 when a picture could not be read or a video is cut short; the rest is done.
+
+    Raises ValueError or OSError for bad input.
+    """
     require(("PIL", "torchmetrics", "tqdm"), "segmentation")
     if not args.input.exists():
         raise FileNotFoundError(f"{args.input} does not exist: expected a picture, a folder or a video")
@@ -76,7 +79,10 @@ def _tools(args: argparse.Namespace) -> tuple[Predictor, Painter]:
     network, checkpoint = load(args, device)
     num_classes = checkpoint.model["num_classes"]
     names = class_names(checkpoint.classes, num_classes, VOC_CLASSES)
-    painter = Painter(names, voc_palette(), args.alpha)
+    palette = voc_palette()
+    if stored := checkpoint.content.get("palette"):
+        palette[: len(stored)] = stored
+    painter = Painter(names, palette, args.alpha)
     if args.compile:
         network = torch.compile(network, dynamic=True)  # type: ignore[assignment]
     return Predictor(network, num_classes, settings, device, args.batch), painter
@@ -113,7 +119,7 @@ def _predict_video(args: argparse.Namespace, predictor: Predictor, painter: Pain
         def started(frames: int | None) -> None:
             bar.reset(total=frames)
 
-        path = predict_video(
+        result = predict_video(
             predictor,
             painter,
             args.input,
@@ -122,5 +128,8 @@ def _predict_video(args: argparse.Namespace, predictor: Predictor, painter: Pain
             started=started,
             done=lambda frame: bar.update(),
         )
-    print(path)
+    print(f"{result.frames} frames: {result.path}")
+    if result.expected is not None and result.frames < result.expected:
+        print(f"ema-ops predict: {args.input} is cut short, it should have {result.expected} frames", file=sys.stderr)
+        return 1
     return 0

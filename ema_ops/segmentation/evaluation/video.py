@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -20,6 +20,14 @@ CODECS = ("libx264", "libopenh264", "mpeg4")
 """Encoders in the order they are looked for in the build of FFmpeg: H.264, else MPEG-4."""
 
 
+class Result(NamedTuple):
+    """The overlay at `path`, how many `frames` it has, and how many the video said it has (None: it did not say)."""
+
+    path: Path
+    frames: int
+    expected: int | None
+
+
 def predict_video(
     predictor: Predictor,
     painter: Painter,
@@ -29,8 +37,8 @@ def predict_video(
     masks: bool = False,
     started: Callable[[int | None], object] = lambda frames: None,
     done: Callable[[int], object] = lambda frame: None,
-) -> Path:
-    """Write the overlay of the video at `path` to `out`/overlays/NAME.mp4 and return that path.
+) -> Result:
+    """Write the overlay of the video at `path` to `out`/overlays/NAME.mp4.
 
     It has the size of the video as a player shows it, and its mean frame rate as a constant rate. Sound is not kept.
     With `masks`, the palette mask of every frame is written to `out`/masks/NAME/000000.png and so on. `started` is
@@ -71,7 +79,7 @@ def predict_video(
         except BaseException:
             encoder.discard()
             raise
-    return target
+    return Result(target, encoder.frames, stream.frames or None)
 
 
 def _frames(path: Path, source: Any) -> Iterator[Frame[int]]:
@@ -101,6 +109,7 @@ class _Encoder:
         # MPEG-4 counts time in 16 bits
         self.rate = Fraction(rate).limit_denominator(max(1, min(1001, int(65535 / rate))))
         self.aspect = aspect
+        self.frames = 0
         self.container: Any = None
         self.stream: Any = None
 
@@ -110,6 +119,7 @@ class _Encoder:
             if self.container is None:
                 self._begin(pixels.shape[0], pixels.shape[1])
             self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            self.frames += 1
         except (OSError, av.FFmpegError) as error:
             raise OSError(f"{self.path} cannot be written: {error}") from error
 

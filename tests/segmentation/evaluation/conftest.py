@@ -1,0 +1,58 @@
+"""A small network with random weights, and pictures and masks of several sizes on disk."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ema_ops.segmentation.data import open_dataset
+from ema_ops.segmentation.models import EMANet, save_network
+
+CLASSES = ("background", "disc", "stripe")
+SIZES = ((24, 31), (24, 31), (17, 40), (24, 31), (33, 20), (24, 31), (17, 40))
+
+
+def blobs(generator, height, width):
+    """A smooth random picture uint8 [H, W, 3]."""
+    coarse = generator.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="session")
+def network():
+    """An EMANet whose classes all win somewhere."""
+    torch.manual_seed(3)
+    network = EMANet(len(CLASSES), "small", 4, num_bases=8, channels=16)
+    torch.nn.init.normal_(network.classifier.weight)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        network.classifier.bias.sub_(network.eval()(images).mean(dim=(0, 2, 3)))
+    return network
+
+
+@pytest.fixture(scope="session")
+def checkpoint(network, tmp_path_factory):
+    """The file of that network."""
+    path = tmp_path_factory.mktemp("checkpoint") / "network.pt"
+    save_network(path, network, classes=CLASSES)
+    return path
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """Seven pictures and masks in the layout of the kind "folder"."""
+    generator = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("dataset")
+    for folder in ("images", "masks"):
+        (root / folder).mkdir()
+    for number, (height, width) in enumerate(SIZES):
+        Image.fromarray(blobs(generator, height, width)).save(root / "images" / f"{number}.png")
+        mask = generator.choice(np.array([0, 1, 2, 255], dtype=np.uint8), (height, width))
+        Image.fromarray(mask).save(root / "masks" / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def dataset(root):
+    """These seven, opened."""
+    return open_dataset("folder", root, "all", classes=list(CLASSES))
