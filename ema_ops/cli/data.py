@@ -65,7 +65,7 @@ def _check(args: argparse.Namespace) -> int:
     from ..segmentation.data.kinds import default_split
 
     split = default_split(args.kind) if args.split is None else args.split
-    options = dict(map(_option, args.option))
+    options = dict(map(parsed_option, args.option))
     report = check_dataset(args.kind, args.root, split, workers=args.workers, progress=sys.stderr.isatty(), **options)
     for problem in report.problems:
         print(problem)
@@ -106,8 +106,8 @@ def _list() -> int:
     return 0
 
 
-def _option(text: str) -> tuple[str, Any]:
-    """("num_classes", 5) of "num_classes=5"; the value is YAML."""
+def parsed_option(text: str) -> tuple[str, Any]:
+    """("num_classes", 5) of "num_classes=5"; the value is YAML. Raises ValueError naming what is not like this."""
     import yaml
 
     key, separator, value = text.partition("=")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .data import parsed_option
 from .inference_options import add_inference_options, inference, load, require
 
 if TYPE_CHECKING:
@@ -81,24 +82,8 @@ def _dataset_place(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str
         if value is None:
             raise ValueError(f"{args.checkpoint} does not tell its data set: expected --{name}")
     # options of another kind of data set would mean nothing
-    same_kind = place["kind"] == stored.get("kind")
-    return {**place, "options": {**(stored.get("options") or {} if same_kind else {}), **_parsed(args.option)}}
-
-
-def _parsed(options: list[str]) -> dict[str, Any]:
-    """{"classes": ["a", "b"]} of ["classes=[a, b]"]. Raises ValueError naming what is not KEY=VALUE."""
-    import yaml
-
-    parsed = {}
-    for text in options:
-        key, separator, value = text.partition("=")
-        if not (key and separator):
-            raise ValueError(f"option is {text!r}: expected KEY=VALUE such as classes=[sky,sea]")
-        try:
-            parsed[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(f"option {text!r} has a value that is no YAML: expected one such as [sky,sea]") from None
-    return parsed
+    options = dict(stored.get("options") or {}) if place["kind"] == stored.get("kind") else {}
+    return {**place, "options": {**options, **dict(map(parsed_option, args.option))}}
 
 
 def _check_classes(path: Path, checkpoint: Checkpoint, dataset: SegmentationDataset) -> None:

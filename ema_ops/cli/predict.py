@@ -71,11 +71,9 @@ def _tools(args: argparse.Namespace) -> tuple[Predictor, Painter]:
     from ..segmentation.data.labels import class_names
     from ..segmentation.evaluation.drawing import Painter
     from ..segmentation.evaluation.predict import Predictor
-    from ..segmentation.training.distributed import world
+    from ..segmentation.training.distributed import find_device
 
-    settings = inference(args)
-    with world(args.device) as here:
-        device = here.device
+    settings, device = inference(args), find_device(args.device)
     network, checkpoint = load(args, device)
     num_classes = checkpoint.model["num_classes"]
     names = class_names(checkpoint.classes, num_classes, VOC_CLASSES)

@@ -92,7 +92,7 @@ def world(device: str | None = None) -> Iterator[World]:
         ValueError: no such device here.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    place = _device(device, local_rank)
+    place = find_device(device, local_rank)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield World(0, 1, place)
         return
@@ -108,7 +108,8 @@ def world(device: str | None = None) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _device(name: str | None, local_rank: int) -> torch.device:
+def find_device(name: str | None, local_rank: int = 0) -> torch.device:
+    """The device called `name`, as in `world`; "cuda" is GPU number `local_rank`. ValueError if it is not there."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

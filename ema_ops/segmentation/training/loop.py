@@ -205,13 +205,16 @@ class _Run:
         if name == LATEST:
             training |= {"optimizer": self.optimizer.state_dict(), "scaler": self.training.scaler.state_dict()}
         data = self.config.plain()["data"]
+        classes = self.train_set.classes
+        # the colours of the classes, for predictions that know no data set
+        palette = self.train_set.palette[: len(classes)].tolist()
         opened = {"kind": data["kind"], "root": data["root"], "split": data["val_split"], "options": data["options"]}
 
         def write() -> None:
             if self.log is not None:
                 self.log.make_durable()
             with replacing(self.config.out / name) as part:
-                save_network(part, self.network, classes=self.train_set.classes, data=opened, training=training)
+                save_network(part, self.network, classes=classes, palette=palette, data=opened, training=training)
 
         self.world.on_main(write)
 
