@@ -1,5 +1,6 @@
 """Semantic segmentation with EM attention. Needs the extra `ema_ops[segmentation]`."""
 
 from .data import VOCSegmentation, voc_palette
+from .models import EMANet
 
-__all__ = ["VOCSegmentation", "voc_palette"]
+__all__ = ["EMANet", "VOCSegmentation", "voc_palette"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -29,10 +30,12 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist: expected a checkpoint file")
     try:
         content = _load_safetensors(path) if path.suffix == ".safetensors" else _load(path)
-    except (OSError, ImportError, MemoryError):
+    except (ImportError, MemoryError):
         raise
-    # damaged files make the readers raise whatever their last step raised
+    # damaged files make the readers raise whatever their last step raised, also a seek to nowhere (EINVAL)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ValueError(f"{path} is not a checkpoint: {_reason(error)}") from error
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{path} holds {type(content).__name__}: expected a mapping with names")

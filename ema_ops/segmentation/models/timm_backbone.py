@@ -20,12 +20,12 @@ STRIDES = (4, 8, 16, 32)
 class TimmBackbone(Backbone):
     """The last two stages of the model `name` of timm, dilated where timm can.
 
-    Made without pretrained weights; `load` takes them from a file.
+    Made without pretrained weights; `load` takes them from a file. `norm_layer` makes its batch norms; norms of other
+    kinds stay.
 
     Raises:
         ImportError: timm cannot be imported.
-        ValueError: timm has no such model, or it does not offer the output stride or the norm, or it is for images of
-            one size only.
+        ValueError: timm has no such model, or it does not offer the output stride, or is not for images of any size.
     """
 
     def __init__(self, name: str, output_stride: int, *, norm_layer: NormLayer = nn.BatchNorm2d) -> None:
@@ -35,16 +35,14 @@ class TimmBackbone(Backbone):
             raise ValueError(f"backbone is 'timm:{name}': expected a model of timm.list_models()")
         self.name = name
         self.output_stride = output_stride
-        # models of timm choose their own norm unless told otherwise, and not all can be told
-        self._options: dict[str, Any] = {} if norm_layer is nn.BatchNorm2d else {"norm_layer": norm_layer}
-        self.model = _create(timm, name, output_stride, self._options)
+        self.model = _create(timm, name, output_stride)
         if self.model.feature_info.reduction()[-1] != output_stride:
-            raise ValueError(
-                f"output_stride is {output_stride}: timm:{name} offers {_offered(timm, name, self._options)}"
-            )
+            raise ValueError(f"output_stride is {output_stride}: timm:{name} offers {_offered(timm, name)}")
         before_last, last = self.model.feature_info.channels()
         self.channels = (before_last, last)
         self._try()
+        if norm_layer is not nn.BatchNorm2d:
+            _replace_batch_norms(self.model, norm_layer)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features of the last two stages."""
@@ -58,7 +56,7 @@ class TimmBackbone(Backbone):
             ValueError: keys or shapes do not fit; `path` and some of them are named. Nothing has been loaded.
         """
         timm = _import_timm(self.name)
-        whole = timm.create_model(self.name, **self._options)
+        whole = timm.create_model(self.name)
         classifier = whole.pretrained_cfg.get("classifier") or ()
         prefixes = tuple(f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier))
         own, given = (
@@ -67,8 +65,8 @@ class TimmBackbone(Backbone):
         )
         check_fitting(own, given, path, f"model {self.name} of timm")
         # timm leaves out what lies behind the last stage and renames the rest
-        weights = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state)}}
-        loaded = _create(timm, self.name, self.output_stride, {**self._options, **weights})
+        weights = {"state_dict": dict(state)}
+        loaded = _create(timm, self.name, self.output_stride, pretrained=True, pretrained_cfg_overlay=weights)
         load_fitting(self.model, loaded.state_dict(), path)
 
     def _try(self) -> None:
@@ -105,9 +103,9 @@ def _import_timm(name: str) -> ModuleType:
     return timm
 
 
-def _create(timm: ModuleType, name: str, output_stride: int, options: Mapping[str, Any]) -> Any:
+def _create(timm: ModuleType, name: str, output_stride: int, **options: Any) -> Any:
     """The model at `output_stride`, or at its own stride where it does not offer that one."""
-    options = {"features_only": True, "out_indices": (-2, -1), **options}
+    options |= {"features_only": True, "out_indices": (-2, -1)}
     try:
         return timm.create_model(name, output_stride=output_stride, **options)
     # no such option, or not this stride
@@ -116,11 +114,35 @@ def _create(timm: ModuleType, name: str, output_stride: int, options: Mapping[st
     try:
         return timm.create_model(name, **options)
     except (TypeError, AssertionError, RuntimeError) as error:
-        given = f" with norm_layer={options['norm_layer']!r}" if "norm_layer" in options else ""
-        raise ValueError(f"backbone is 'timm:{name}': timm cannot make its features{given} ({error})") from error
+        raise ValueError(
+            f"backbone is 'timm:{name}': timm does not give the features of its stages ({error})"
+        ) from error
 
 
-def _offered(timm: ModuleType, name: str, options: Mapping[str, Any]) -> str:
+def _offered(timm: ModuleType, name: str) -> str:
     with torch.device("meta"):
-        reached = {_create(timm, name, stride, options).feature_info.reduction()[-1] for stride in STRIDES}
+        reached = {_create(timm, name, stride).feature_info.reduction()[-1] for stride in STRIDES}
     return ", ".join(map(str, sorted(reached)))
+
+
+def _replace_batch_norms(model: nn.Module, norm_layer: NormLayer) -> None:
+    """Put a norm of `norm_layer` in the place of every batch norm, with its options, state and activation."""
+    for parent in list(model.modules()):
+        for name, old in list(parent.named_children()):
+            if not isinstance(old, nn.BatchNorm2d):
+                continue
+            new = norm_layer(old.num_features)
+            for option in ("eps", "momentum"):
+                if hasattr(new, option):
+                    setattr(new, option, getattr(old, option))
+            new.load_state_dict(old.state_dict(), strict=False)
+            # some batch norms of timm have the activation in them
+            if list(old.children()):
+                for part, module in old.named_children():
+                    new.add_module(part, module)
+                new.register_forward_hook(_activate)
+            setattr(parent, name, new)
+
+
+def _activate(norm: nn.Module, _: Any, output: Tensor) -> Tensor:
+    return norm.get_submodule("act")(norm.get_submodule("drop")(output))

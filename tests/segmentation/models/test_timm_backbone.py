@@ -1,5 +1,6 @@
 """Backbones of timm: the errors without it, and for real where it can be imported."""
 
+import copy
 import sys
 
 import pytest
@@ -102,15 +103,27 @@ def test_models_that_do_not_fit(name, stride, message):
         TimmBackbone(name, stride)
 
 
-@needs_timm
-def test_norm_layer():
-    class Norm(nn.BatchNorm2d):
-        pass
+class Norm(nn.BatchNorm2d):
+    """A batch norm that can be told from timm's own."""
 
-    network = EMANet(**OPTIONS, backbone="timm:resnet10t", norm_layer=Norm)
-    assert {type(m) for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {Norm}
-    with pytest.raises(ValueError, match="timm cannot make its features with norm_layer"):
-        EMANet(**OPTIONS, backbone="timm:dla34", output_stride=32, norm_layer=Norm)
+
+@needs_timm
+@pytest.mark.parametrize("name", ["resnet10t", "regnetx_002", "mobilenetv3_small_050"])
+def test_norm_layer_makes_every_batch_norm(name):
+    """timm's own are the reference; those of the last two have their activation inside."""
+    usual, ours = TimmBackbone(name, 16), TimmBackbone(name, 16, norm_layer=Norm)
+    assert {type(m) for m in ours.modules() if isinstance(m, nn.BatchNorm2d)} == {Norm}
+    assert list(ours.state_dict()) == list(usual.state_dict())
+    ours.load_state_dict(usual.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(ours(images)[1], usual(images)[1])
+    assert torch.equal(copy.deepcopy(ours).eval()(images)[1], usual.eval()(images)[1])
+
+
+@needs_timm
+def test_norm_layer_leaves_other_norms():
+    model = TimmBackbone("convnext_atto", 16, norm_layer=Norm)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
 @needs_timm
