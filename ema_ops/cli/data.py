@@ -115,8 +115,8 @@ def parsed_option(text: str) -> tuple[str, Any]:
         raise ValueError(f"option is {text!r}: expected KEY=VALUE")
     try:
         return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"option {key} is {value!r}: expected a value as YAML writes it ({error})") from None
+    except yaml.YAMLError:
+        raise ValueError(f"option {key} is {value!r}: expected a value as YAML writes it") from None
 
 
 def _table(report: Report) -> list[str]:

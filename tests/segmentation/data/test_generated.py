@@ -1,13 +1,23 @@
-"""The demo's data: layout, determinism, separation of train and val, and that the label depends on the cue."""
+"""The generated set: layout, determinism, separation of train and val, and that the label depends on the cue."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ema_ops.demo.network import CONTEXTS, STRIDE, DemoNetwork, receptive_field
-from ema_ops.segmentation.data import VOCSegmentation, voc_palette
+from ema_ops.segmentation.data import open_dataset, voc_palette
 from ema_ops.segmentation.data.generated import drawing, sources
+
+for name in ("skimage", "sklearn"):
+    pytest.importorskip(name, reason=f"{name} is not installed: the generated set needs ema_ops[demo]")
+
+
+@pytest.fixture(scope="module")
+def small_set(tmp_path_factory):
+    """The set with 6 training and 4 validation pictures."""
+    root = tmp_path_factory.mktemp("set")
+    drawing.build(root, train=6, val=4, seed=3)
+    return root
 
 
 def _files(root):
@@ -37,7 +47,7 @@ def test_same_seed_same_bytes(small_set, tmp_path):
 
 def test_loader_reads_it(small_set):
     for split, count in (("train", 6), ("val", 4)):
-        data = VOCSegmentation(small_set, split, num_classes=len(drawing.CLASSES))
+        data = open_dataset("generated", small_set, split)
         assert len(data) == count
         for image, mask in data:
             labels = set(mask.unique().tolist())
@@ -47,7 +57,7 @@ def test_loader_reads_it(small_set):
 
 
 def test_cue_and_marked_digits_keep_their_distance(small_set):
-    for _, mask in VOCSegmentation(small_set, "train", num_classes=5):
+    for _, mask in open_dataset("generated", small_set, "train"):
         cue = torch.nonzero(mask == 1)[:, 1].max()
         marked = torch.nonzero(mask > 1)[:, 1].min()
         assert marked - cue > drawing.DISTANCE
@@ -88,27 +98,11 @@ def test_swapped_cue_changes_the_labels_far_away():
         assert np.array_equal(label[right] > 0, pictures[0][1][right] > 0)
 
 
-def test_receptive_field_is_smaller_than_the_distance():
-    network = DemoNetwork("no context", 5)
-    assert receptive_field(network) < drawing.DISTANCE
-    assert (drawing.HEIGHT // STRIDE) * (drawing.WIDTH // STRIDE) >= 576
+def test_classes_are_named(small_set):
+    data = open_dataset("generated", small_set, "val")
+    assert data.classes == ("background", "cue", "marked zero", "marked one", "marked two")
 
 
-def test_receptive_field_is_what_the_gradient_reaches():
-    network = DemoNetwork("no context", 5).eval()
-    image = torch.rand(1, 3, 96, 128, requires_grad=True)
-    for column in range(60, 64):
-        (gradient,) = torch.autograd.grad(network(image)[0, :, 48, column].sum(), image)
-        columns = torch.nonzero(gradient.abs().sum(dim=(0, 1, 2)))
-        assert columns.max() - columns.min() < receptive_field(network)
-
-
-@pytest.mark.parametrize("context", [name for name in CONTEXTS if name != "no context"])
-def test_context_reaches_the_cue(context):
-    torch.manual_seed(0)
-    network = DemoNetwork(context, 5).eval()
-    image = torch.rand(1, 3, 96, 128)
-    other = image.clone()
-    other[..., : drawing.CUE_END] = torch.rand(1, 3, 96, drawing.CUE_END)
-    right = np.s_[..., drawing.MARKED_START :]
-    assert not torch.equal(network(image)[right], network(other)[right])
+def test_missing_set_says_how_to_make_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no is missing: run `ema-ops data generate .*no` to make the set"):
+        open_dataset("generated", tmp_path / "no", "train")
