@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...interop import convert_state_dict
 from .emanet import EMANet
-from .files import load_fitting, read_file
+from .files import load_fitting, read_file, tensors_in
 from .foreign import WRAPPERS, check_exportable, read_foreign
 
 FORMAT = "ema_ops.segmentation"
@@ -95,8 +95,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     for name, kind in _CONTENT.items():
         if not isinstance(content.get(name), kind):
             raise ValueError(f"{path} is damaged: {name!r} is {type(content.get(name)).__name__}")
+    state = tensors_in(content, ("network",), path)
     classes = tuple(content["classes"])
-    return Checkpoint("ema_ops", dict(content["network"]), dict(content["model"]), classes, content)
+    return Checkpoint("ema_ops", state, dict(content["model"]), classes, content)
 
 
 def load_network(path: str | os.PathLike[str], **overrides: Any) -> tuple[EMANet, Checkpoint]:

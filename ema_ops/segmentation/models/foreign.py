@@ -38,8 +38,11 @@ def read_foreign(
     except ValueError as error:
         raise ValueError(f"{path} is not an EMANet of the {source} implementation: {error}") from error
     options = _options(state, source, path)
-    with torch.device("meta"):
-        network = EMANet(**options)
+    try:
+        with torch.device("meta"):
+            network = EMANet(**options)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     load_fitting(network, {key: value.to("meta") for key, value in state.items()}, path)
     return source, state, options, _classes(content, options["num_classes"])
 

@@ -220,6 +220,7 @@ def test_other_contents(saved):
     )
     refused({**content, "version": 2}, "network.pt has format 'ema_ops.segmentation', version 2: expected .* version 1")
     refused({**content, "network": None}, "network.pt is damaged: 'network' is NoneType")
+    refused({**content, "network": {"a": 1}}, "network.pt holds a that are no tensors: expected a state dict")
     refused({**content, "model": {**content["model"], "depth": 3}}, "network.pt: .*depth")
     refused(
         torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(4))).state_dict(),
@@ -246,5 +247,8 @@ def test_files_of_nearly_an_emanet(tmp_path):
     refused({**state, "fc2.weight": torch.ones(7)}, r"nearly.pth: classifier.weight .* has shape \[7\]")
     refused({**state, "fc2.bias": torch.ones(8)}, r"of another shape: classifier.bias \[8\] \(expected \[7\]\)")
     refused({**state, "emau.mu": torch.ones(2, 24, 64)}, r"nearly.pth .* emau.mu has shape \[2, 24, 64\]")
+    refused(
+        {**state, "extractor.0.6.weight": torch.ones(9, 64, 3, 3)}, r"nearly.pth: stem_channels is 9: expected an even"
+    )
     shallow = {key: value for key, value in state.items() if not key.startswith("extractor.6.5.")}
     refused(shallow, r"nearly.pth has \[3, 4, 5, 3\] blocks in its four stages: expected \[3, 4, 6, 3\] \(resnet50\)")
