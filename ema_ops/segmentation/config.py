@@ -95,14 +95,17 @@ class DataConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """SGD with the paper's parameter groups and the poly schedule.
+    """SGD with the paper's parameter groups and the poly schedule; AdamW for short runs from scratch.
 
-    The learning rate of step s (from 1) is min_lr + (lr - min_lr) * (1 - s' / steps) ^ power, s' being s rounded down to
-    a multiple of `schedule_every`. `decay` says which parameters `weight_decay` is for: "convolutions" (their weights,
-    as in the paper's code) or "all" (as in mmsegmentation). `norm_momentum` is the momentum of every batch norm.
+    The learning rate of step s (from 1) is min_lr + (lr - min_lr) * (1 - s' / steps) ^ power, s' being s rounded down
+    to a multiple of `schedule_every`, and in the first `warmup` steps that times s / warmup. AdamW has no use for
+    `momentum`. `decay` says which parameters `weight_decay` is for: "convolutions" (their
+    weights, as in the paper's code) or "all" (as in mmsegmentation). `norm_momentum` is that of every batch norm.
     """
 
+    name: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 9e-3
+    warmup: Annotated[int, Field(ge=0)] = 0
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 1e-4
     decay: Literal["convolutions", "all"] = "convolutions"
@@ -116,8 +119,8 @@ class OptimizerConfig(_Section):
 class TrainingConfig(_Section):
     """The loop. `batch` counts the pictures of one step over all processes and all `accumulate` parts.
 
-    Intervals are in steps; 0 switches validation off. `device` None takes CUDA where there is one, `threads` None leaves
-    torch's choice.
+    Intervals are in steps; 0 switches validation off. `device` None takes CUDA where there is one, `threads` None
+    leaves torch's choice.
     """
 
     steps: Count = 30000
@@ -269,6 +272,8 @@ def _explained(detail: Mapping[str, Any]) -> str:
         return f"{key} is not a setting: expected one of {_names(_section(detail['loc'][:-1]))}"
     if kind == "missing":
         return f"{key} is missing: expected a value"
+    if kind == "model_type":
+        return f"{key} is {detail['input']!r}: expected a section with {_names(_section(detail['loc']))}"
     return f"{key} is {detail['input']!r}: expected {message.removeprefix('Input should be ')}"
 
 
