@@ -44,8 +44,11 @@ def run(args: argparse.Namespace) -> int:
         place = _dataset_place(args, checkpoint)
         dataset = open_dataset(place["kind"], place["root"], place["split"], **place["options"])
         _check_classes(args.checkpoint, checkpoint, dataset)
+        out = args.out or args.checkpoint.parent / f"{args.checkpoint.stem}_evaluation"
+        # now, so that an evaluation of hours cannot end with no place for its result
+        out.mkdir(parents=True, exist_ok=True)
         share = len(range(here.rank, len(dataset), here.size))
-        with tqdm(total=share, desc="evaluation", unit="picture", disable=not here.is_main) as bar:
+        with tqdm(total=share, desc="evaluation", unit="picture", disable=None if here.is_main else True) as bar:
             scores = evaluate(
                 network,
                 dataset,
@@ -63,7 +66,6 @@ def run(args: argparse.Namespace) -> int:
                 "iters": args.iters,
                 **options,
             }
-            out = args.out or args.checkpoint.parent / f"{args.checkpoint.stem}_evaluation"
             for path in write_report(out, scores, dataset.classes, settings):
                 print(path)
     return 0

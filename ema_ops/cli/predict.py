@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.input.is_dir() and args.out.resolve() == args.input.resolve():
         raise ValueError(f"out is {args.out}, the folder of the pictures: expected another one")
     predictor, painter = _tools(args)
+    args.out.mkdir(parents=True, exist_ok=True)
     if is_video:
         return _predict_video(args, predictor, painter)
     return _predict_pictures(args, predictor, painter)
@@ -95,7 +96,7 @@ def _predict_pictures(args: argparse.Namespace, predictor: Predictor, painter: P
     is_folder = args.input.is_dir()
     paths = find_pictures(args.input, leave_out=args.out) if is_folder else [args.input]
     root = args.input if is_folder else args.input.parent
-    with tqdm(total=len(paths), desc="prediction", unit="picture") as bar:
+    with tqdm(total=len(paths), desc="prediction", unit="picture", disable=None) as bar:
 
         def done(path: Path, error: str) -> None:
             if error:
@@ -112,7 +113,7 @@ def _predict_video(args: argparse.Namespace, predictor: Predictor, painter: Pain
 
     from ..segmentation.evaluation.video import predict_video
 
-    with tqdm(desc="prediction", unit="frame") as bar:
+    with tqdm(desc="prediction", unit="frame", disable=None) as bar:
 
         def started(frames: int | None) -> None:
             bar.reset(total=frames)

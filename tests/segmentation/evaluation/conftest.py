@@ -20,9 +20,10 @@ def blobs(generator, height, width):
 
 @pytest.fixture(scope="session")
 def network():
-    """An EMANet whose classes all win somewhere."""
+    """An EMANet whose classes all win somewhere, and whose unit weighs enough to tell iterations apart."""
     torch.manual_seed(3)
-    network = EMANet(len(CLASSES), "small", 4, num_bases=8, channels=16)
+    network = EMANet(len(CLASSES), "small", 4, num_bases=8, channels=16, scale=10.0)
+    torch.nn.init.constant_(network.unit.norm.weight, 10)
     torch.nn.init.normal_(network.classifier.weight)
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
