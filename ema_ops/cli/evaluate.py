@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
         network, checkpoint = load(args, here.device)
         place = _dataset_place(args, checkpoint)
         dataset = open_dataset(place["kind"], place["root"], place["split"], **place["options"])
-        _check_classes(args.checkpoint, checkpoint, dataset)
+        difference = _check_classes(args.checkpoint, checkpoint, dataset)
+        if difference and here.is_main:
+            print(f"note: {difference}", file=sys.stderr)
         out = args.out or args.checkpoint.parent / f"{args.checkpoint.stem}_evaluation"
         # now, so that an evaluation of hours cannot end with no place for its result
         out.mkdir(parents=True, exist_ok=True)
@@ -88,12 +90,15 @@ def _dataset_place(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str
     return {**place, "options": {**options, **dict(map(parsed_option, args.option))}}
 
 
-def _check_classes(path: Path, checkpoint: Checkpoint, dataset: SegmentationDataset) -> None:
+def _check_classes(path: Path, checkpoint: Checkpoint, dataset: SegmentationDataset) -> str:
+    """What differs in the names of the classes, if anything: other spellings of the same classes are common.
+
+    Raises ValueError when their numbers differ.
+    """
     count = checkpoint.model["num_classes"]
     if count != dataset.num_classes:
         raise ValueError(f"{path} has {count} classes: expected {dataset.num_classes}, as the data set has")
     for label, (theirs, ours) in enumerate(zip(checkpoint.classes or (), dataset.classes, strict=False)):
         if theirs != ours:
-            # other spellings of the same classes are common
-            print(f"note: class {label} is {theirs!r} in {path} and {ours!r} in the data set", file=sys.stderr)
-            return
+            return f"class {label} is {theirs!r} in {path} and {ours!r} in the data set"
+    return ""

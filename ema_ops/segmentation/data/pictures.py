@@ -7,11 +7,21 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import DataError
 
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture of each EXIF orientation upright."""
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -42,15 +52,25 @@ def read_rgb(path: str | Path) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: it is no picture, is cut short or damaged, or claims a size beyond Pillow's safety limit.
+        OSError: it is no picture, is cut short or damaged (its EXIF data too), or claims a size beyond Pillow's safety
+            limit.
         DataError: its pixels are 32-bit numbers, of which none is known to be white.
     """
     picture = open_picture(path)
     if picture.mode in ("I", "F"):
         raise DataError(f"{path} has 32-bit pixels (mode {picture.mode}): expected 8 or 16 bits")
-    picture = ImageOps.exif_transpose(picture)
+    picture = _upright(picture, path)
     if picture.mode in _SIXTEEN_BITS:
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture.convert("RGB")
+
+
+def _upright(picture: Image.Image, path: str | Path) -> Image.Image:
+    # Pillow's exif_transpose writes all EXIF data anew, and fails where another entry is damaged
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except _DAMAGE as error:
+        raise OSError(f"{path} has damaged EXIF data ({error}): expected to read its orientation") from error
+    return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture

@@ -52,11 +52,12 @@ def test_result_names(paths, names):
     assert [name.as_posix() for name in result_names([Path(path) for path in paths])] == names
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path, orientation):
+def test_exif_orientation(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = save(tmp_path / "turned.png", exif=exif)
+    path = save(tmp_path / f"turned.{suffix}", exif=exif, lossless=True)
     shown = {
         1: RGB,
         2: RGB[:, ::-1],
@@ -68,6 +69,23 @@ def test_exif_orientation(tmp_path, orientation):
         8: RGB[:, ::-1].swapaxes(0, 1),
     }
     np.testing.assert_array_equal(read_picture(path).pixels.numpy(), shown[orientation])
+
+
+def test_damaged_exif(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 72.0
+    content = save(tmp_path / "good.webp", exif=exif).read_bytes()
+    start = content.index(b"MM\0*")
+    no_exif = tmp_path / "no_exif.webp"
+    no_exif.write_bytes(content[:start] + b"MM\0?" + content[start + 4 :])
+    found = read_picture(no_exif)
+    assert found.pixels is None
+    assert f"{no_exif} has damaged EXIF data" in found.error
+    # an entry that nobody needs: its type becomes one that does not exist
+    entry = content.index(b"\x01\x1a\0\x05", start)
+    odd = tmp_path / "odd.webp"
+    odd.write_bytes(content[:entry] + b"\x01\x1a\0\x63" + content[entry + 4 :])
+    assert read_picture(odd).pixels.shape == (6, 4, 3)
 
 
 def test_other_modes_are_read_as_rgb(tmp_path):
