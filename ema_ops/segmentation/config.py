@@ -98,9 +98,9 @@ class OptimizerConfig(_Section):
     """SGD with the paper's parameter groups and the poly schedule; AdamW for short runs from scratch.
 
     The learning rate of step s (from 1) is min_lr + (lr - min_lr) * (1 - s' / steps) ^ power, s' being s rounded down
-    to a multiple of `schedule_every`, and in the first `warmup` steps that times s / warmup. AdamW has no use for
-    `momentum`. `decay` says which parameters `weight_decay` is for: "convolutions" (their
-    weights, as in the paper's code) or "all" (as in mmsegmentation). `norm_momentum` is that of every batch norm.
+    to a multiple of `schedule_every`, and in the first `warmup` steps that times s / warmup. `decay` says which
+    parameters `weight_decay` is for: "convolutions" (their weights, as in the paper's code) or "all" (as in
+    mmsegmentation). AdamW has no use for `momentum`. `norm_momentum` is that of every batch norm.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"

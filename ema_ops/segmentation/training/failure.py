@@ -31,7 +31,6 @@ def failure_report(training: TrainingStep, batch: Batch, step: int, rate: float,
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     norms = {name: torch.linalg.vector_norm(gradient).item() for name, gradient in gradients.items()}
     largest = sorted(norms, key=lambda name: norms[name] if math.isfinite(norms[name]) else math.inf, reverse=True)
-    tensors = [*network.named_parameters(), *network.named_buffers()]
     processes = training.world.gather({"rank": training.world.rank, **_forward_once_more(training, batch, step)})
     return {
         "step": step,
@@ -40,7 +39,7 @@ def failure_report(training: TrainingStep, batch: Batch, step: int, rate: float,
         "auxiliary_loss": result.auxiliary_loss,
         "gradient_norm": result.gradient_norm,
         "processes": processes,
-        "nonfinite_parameters": [name for name, tensor in tensors if not _finite(tensor)],
+        "nonfinite_parameters": [name for name, p in network.named_parameters() if not _finite(p)],
         "nonfinite_gradients": [name for name in norms if not math.isfinite(norms[name])],
         "largest_gradients": {name: norms[name] for name in largest[:_MOST]},
     }
@@ -58,7 +57,7 @@ def summary(report: dict[str, Any]) -> str:
         what = f"gradient norm {report['gradient_norm']} with loss {report['loss']:.4g}"
     else:
         what = f"loss {report['loss']}"
-    lines = [f"step {report['step']}: {what}, learning rate {report['learning_rate']:.3g}; nothing was moved"]
+    lines = [f"step {report['step']}: {what}, learning rate {report['learning_rate']:.3g}; no parameter was moved"]
     for process in report["processes"]:
         where = process["first_nonfinite_output"]
         if where is None:

@@ -56,9 +56,8 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizer:
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
     """The poly schedule at `step`, which counts from 1 to `steps`: a new value every `schedule_every` steps.
 
-    In the first `warmup` steps it is multiplied by a factor that grows linearly to 1.
     As in the paper's code, so the rate stays at `lr` until the first multiple of `schedule_every`, and is `min_lr` in
-    the last step if `steps` is a multiple.
+    the last step if `steps` is a multiple. In the first `warmup` steps a factor grows linearly to 1.
     """
     last_change = step - step % config.schedule_every
     rate = config.min_lr + (config.lr - config.min_lr) * (1 - last_change / steps) ** config.power

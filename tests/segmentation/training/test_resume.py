@@ -55,7 +55,9 @@ def test_killed_at_random_moments(config, whole):
     run = config(STEPS)
     kills = 0
     for _ in range(4):
-        kills += kill_somewhere(start(run_train, run, (run.out / "latest.pt").exists()), run.out, rng) == -signal.SIGKILL
+        kills += (
+            kill_somewhere(start(run_train, run, (run.out / "latest.pt").exists()), run.out, rng) == -signal.SIGKILL
+        )
     assert kills >= 3
     assert finish(start(run_train, run, True)) == 0
     assert_same_run(run.out, whole)
@@ -105,7 +107,9 @@ def events(out, board):
 
 def test_resume_needs_the_same_settings(config):
     train(config("training.steps=3"))
-    with pytest.raises(ValueError, match=r"latest\.pt is of a run with other settings: .*optimizer\.lr was 0\.05 and is 0\.1"):
+    with pytest.raises(
+        ValueError, match=r"latest\.pt is of a run with other settings: .*optimizer\.lr was 0\.05 and is 0\.1"
+    ):
         train(config("training.steps=3", "optimizer.lr=0.1"), resume=True)
     with pytest.raises(ValueError, match=r"training\.steps was 3 and is 4"):
         train(config("training.steps=4"), resume=True)

@@ -1,0 +1,138 @@
+"""Configs: recipes, changes from the command line, and mistakes told by key, value and what was expected."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ema_ops import PRESETS
+from ema_ops.segmentation.config import RECIPES, load_config, recipes
+from ema_ops.segmentation.data import KINDS
+from ema_ops.segmentation.models import EMANet
+from ema_ops.segmentation.training.checkpoints import changed_settings
+
+
+@pytest.fixture
+def mistake(tmp_path):
+    """What `load_config` says about a file with `text` in it."""
+
+    def tell(text, *sets):
+        path = tmp_path / "bad.yaml"
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r".") as caught:
+            load_config(path, sets)
+        return str(caught.value).replace(str(path), "FILE")
+
+    return tell
+
+
+DATA = "data: {kind: voc, root: somewhere}\n"
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipes_are_whole(name):
+    config = load_config(name)
+    assert config.data.kind in KINDS
+    assert config.out == Path("runs") / name
+    if name != "generated":
+        assert config.published.miou
+        assert config.published.status == "not reproduced here: data not available"
+        assert config.model.arguments["grad_iters"] == 0
+    assert (RECIPES / f"{name}.yaml").read_text().startswith("# ")
+
+
+def test_recipe_of_the_paper():
+    config = load_config("voc_resnet101")
+    assert (config.training.steps, config.training.batch, config.data.crop) == (30000, 16, (513, 513))
+    optimizer = config.optimizer
+    assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay, optimizer.power) == (9e-3, 0.9, 1e-4, 0.9)
+    assert (optimizer.bias_lr_factor, optimizer.schedule_every, optimizer.norm_momentum) == (2, 10, 3e-4)
+    assert config.model.arguments.items() >= PRESETS["official"].items()
+    assert config.published.miou == {"single scale": 80.05, "multi-scale + flip": 81.32}
+
+
+def test_arguments_make_a_network():
+    network = EMANet(5, **load_config("generated").model.arguments)
+    assert network.options["num_bases"] == 16
+
+
+def test_sets_change_settings():
+    sets = ("optimizer.lr=1e-2", "data.crop=[512, 1024]", "model.layer.eps=1e-8", "out=elsewhere", "training.device=")
+    config = load_config("voc_resnet101", sets)
+    assert config.optimizer.lr == 0.01
+    assert config.data.crop == (512, 1024)
+    assert config.model.arguments["eps"] == 1e-8
+    assert config.out == Path("elsewhere")
+    assert config.training.device is None
+
+
+def test_config_of_a_run_reads_back(tmp_path):
+    config = load_config("generated")
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(config.plain()))
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (DATA + "optimizer: {lr: fast}", "optimizer.lr is 'fast': expected a valid number, unable to parse"),
+        (DATA + "optimizer: {lr: -1}", "optimizer.lr is -1: expected greater than 0"),
+        (DATA + "optimiser: {lr: 1}", "optimiser is not a setting: expected one of out, model, data, optimizer,"),
+        (DATA + "optimizer: {rate: 1}", "optimizer.rate is not a setting: expected one of name, lr, warmup,"),
+        ("data: {kind: voc}", "data.root is missing: expected a value"),
+        ("out: here", "data is missing: expected a value"),
+        (DATA + "model: {head: other}", "model.head is 'other': expected 'official' or 'mmsegmentation'"),
+        (DATA + "model: {layer: {stages: 3}}", "model.layer.stages is not a setting: expected one of backend, eps"),
+        (
+            DATA + "training: {batch: 6, accumulate: 4}",
+            "training.batch is 6: expected a multiple of training.accumulate",
+        ),
+        (DATA + "optimizer: {lr: 0.1, min_lr: 1}", "optimizer.min_lr is 1.0: expected at most lr = 0.1"),
+        (DATA + "training: {precision: float64}", "training.precision is 'float64': expected 'float32', 'bfloat16' or"),
+        ("data: {kind: voc, root: x, scales: [2, 1]}", "data.scales is [2.0, 1.0]: expected the smaller one first"),
+        ("data: 3", "data is 3: expected a section with kind, root,"),
+        ("- a\n- b", "holds ['a', 'b']: expected a mapping with the sections out, model,"),
+        ("out: {a", "is not YAML: while parsing"),
+        ("out: a\nout: b", "is not YAML: out is given twice"),
+    ],
+)
+def test_mistakes_are_named(mistake, text, message):
+    told = mistake(text)
+    assert told.startswith("config FILE")
+    assert message in told
+    assert "\n" not in told
+
+
+def test_every_mistake_has_a_line(mistake):
+    told = mistake(DATA + "training: {steps: 0, batch: many}").splitlines()
+    assert [line.split()[2] for line in told] == ["training.steps", "training.batch"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.steps", "--set training.steps: expected KEY=VALUE such as optimizer.lr=0.01"),
+        ("=3", "--set =3: expected KEY=VALUE"),
+        ("out.a=3", "--set out.a=3: out is 'runs', expected a section"),
+        ("out=[", "--set out=[: '[' is not a YAML value"),
+    ],
+)
+def test_mistakes_in_a_change_are_named(mistake, change, message):
+    assert mistake("out: runs\n" + DATA, change).startswith(message)
+
+
+def test_unknown_recipe_names_the_others():
+    with pytest.raises(FileNotFoundError, match=r"config voc is neither a file nor a recipe: .*generated.*voc_resnet"):
+        load_config("voc")
+
+
+def test_harmless_changes_are_no_changes():
+    before = load_config("generated").plain()
+    now = load_config("generated", ["out=b", "data.workers=3", "training.device=cuda", "data.root=c"]).plain()
+    assert changed_settings(before, now) == []
+    now = load_config("generated", ["model.layer.eps=1e-3", "data.flip=true", "data.options.a=1"]).plain()
+    assert changed_settings(before, now) == [
+        "data.flip was False and is True",
+        "data.options.a was None and is 1",
+        "model.layer.eps was None and is 0.001",
+    ]

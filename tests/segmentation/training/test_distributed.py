@@ -1,0 +1,163 @@
+"""Processes that share a batch take the same steps as one process that has it all."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+from training_runs import finish, losses, make_config, rows, run_train, start, start_ranks
+
+from ema_ops.segmentation.data import open_dataset, training_batches
+from ema_ops.segmentation.models import EMANet
+from ema_ops.segmentation.training import train
+from ema_ops.segmentation.training.distributed import world
+from ema_ops.segmentation.training.optimizer import make_optimizer, set_learning_rate
+from ema_ops.segmentation.training.step import TrainingStep
+
+STEPS = 4
+
+
+def take_steps(config, path):
+    """Some steps in float64 on this rank's share; losses and state into `path` with the rank's number."""
+    with world("cpu") as place:
+        torch.manual_seed(3)
+        norm = place.norm_layer(synchronised=True)
+        network = EMANet(3, norm_layer=norm, average_group=place.group, **config.model.arguments).double()
+        optimizer = make_optimizer(network, config.optimizer)
+        set_learning_rate(optimizer, config.optimizer.lr)
+        training = TrainingStep(network, optimizer, place, config.training)
+        dataset = open_dataset("folder", config.data.root, "train", **config.data.options)
+        batches = training_batches(dataset, crop=(24, 32), batch=4, seed=0, rank=place.rank, world_size=place.size)
+        results = [training(next(batches), step) for step in range(1, STEPS + 1)]
+        torch.save(
+            {
+                "losses": [(r.loss, r.auxiliary_loss, r.gradient_norm) for r in results],
+                "network": network.state_dict(),
+                "momentum": [state["momentum_buffer"] for state in optimizer.state_dict()["state"].values()],
+            },
+            path.with_suffix(f".{place.rank}"),
+        )
+
+
+@pytest.fixture
+def one_and_two(config, tmp_path):
+    """What one process and each of two came to, without dropout, whose random numbers differ between processes."""
+
+    def run(*sets):
+        changed = config("model.dropout=0", *sets)
+        processes = [
+            start(take_steps, changed, tmp_path / "one"),
+            *start_ranks(2, take_steps, changed, tmp_path / "two"),
+        ]
+        assert [finish(process) for process in processes] == [0, 0, 0]
+        return [torch.load(tmp_path / name) for name in ("one.0", "two.0", "two.1")]
+
+    return run
+
+
+@pytest.mark.parametrize("head", ["official", "mmsegmentation"])
+def test_two_processes_equal_one(one_and_two, head):
+    one, *two = one_and_two(f"model.head={head}")
+    assert one["losses"][0][0] != one["losses"][-1][0]
+    assert (one["losses"][0][1] is None) == (head == "official")
+    for rank in two:
+        torch.testing.assert_close(rank, one, rtol=1e-10, atol=1e-12)
+    # running bases and statistics are among what was compared, and they have moved
+    moved = {key for key in one["network"] if key.endswith(("bases", "running_mean", "running_var"))}
+    assert "unit.attention.bases" in moved
+    assert len(moved) > 5
+    torch.testing.assert_close(two[0], two[1], rtol=0, atol=0)
+
+
+def test_synchronised_norm_is_that_of_the_whole_batch(tmp_path):
+    torch.manual_seed(0)
+    torch.save(
+        {"x": torch.randn(5, 6, 4, 3).double() * 3 + 100, "grad": torch.randn(5, 6, 4, 3).double()}, tmp_path / "in"
+    )
+    processes = start_ranks(2, normalise, tmp_path)
+    assert [finish(process) for process in processes] == [0, 0]
+    given = torch.load(tmp_path / "in")
+    x = given["x"].requires_grad_()
+    norm = nn.BatchNorm2d(6, momentum=0.2).double()
+    y = norm(x)
+    y.backward(given["grad"])
+    ranks = [torch.load(tmp_path / f"out{rank}") for rank in (0, 1)]
+    torch.testing.assert_close(torch.cat([rank["y"] for rank in ranks]), y.detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(torch.cat([rank["grad"] for rank in ranks]), x.grad, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(sum(rank["weight"] for rank in ranks), norm.weight.grad, rtol=1e-10, atol=1e-10)
+    for rank in ranks:
+        torch.testing.assert_close(rank["state"], norm.state_dict(), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(rank["judged"], norm.eval()(x).detach(), rtol=1e-10, atol=1e-10)
+
+
+def normalise(folder):
+    """Two of five pictures on rank 0, three on rank 1."""
+    with world("cpu") as place:
+        given = torch.load(folder / "in")
+        mine = slice(0, 2) if place.is_main else slice(2, 5)
+        x = given["x"][mine].clone().requires_grad_()
+        norm = place.norm_layer(synchronised=True)(6).double()
+        norm.momentum = 0.2
+        y = norm(x)
+        y.backward(given["grad"][mine])
+        result = {"y": y.detach(), "grad": x.grad, "weight": norm.weight.grad, "state": norm.state_dict()}
+        torch.save({**result, "judged": norm.eval()(given["x"]).detach()}, folder / f"out{place.rank}")
+
+
+def test_a_whole_run_in_two_processes(data, tmp_path):
+    """Validation (three pictures, shared unevenly), one writer, resume by another number of processes."""
+    sets = ("model.dropout=0", "training.batch=4", "training.seed=2")
+    one, two = (make_config(data, tmp_path / name, *sets) for name in ("one", "two"))
+    processes = [start(run_train, one), *start_ranks(2, run_train, two)]
+    assert [finish(process) for process in processes] == [0, 0, 0]
+    assert [float(loss) for loss in losses(two.out)] == pytest.approx([float(x) for x in losses(one.out)], rel=1e-3)
+    judged = [[float(row["mean_iou"]) for row in rows(run.out / "validation.csv")] for run in (one, two)]
+    assert judged[0] == pytest.approx(judged[1], abs=0.02)
+    assert {path.name for path in one.out.iterdir()} == {path.name for path in two.out.iterdir()}
+    assert train(two, resume=True).step == 12
+
+
+def test_more_processes_than_pictures_to_validate(config, data, tmp_path):
+    root = tmp_path / "one_picture"
+    root.mkdir()
+    for name in ("images", "masks", "train.txt"):
+        (root / name).symlink_to(data / name)
+    (root / "val.txt").write_text("picture12")
+    run = config(f"data.root={root}", "training.steps=2")
+    processes = start_ranks(2, run_train, run)
+    assert [finish(process) for process in processes] == [0, 0]
+    assert len(rows(run.out / "validation.csv")) == 1
+
+
+def test_batch_must_be_shared_evenly(config):
+    processes = start_ranks(2, refused, config("training.batch=6", "training.accumulate=2"))
+    assert [finish(process) for process in processes] == [0, 0]
+
+
+def refused(config):
+    with pytest.raises(ValueError, match=r"training\.batch is 6: expected a multiple of 4, the 2 processes times"):
+        train(config)
+
+
+def test_failure_of_the_writer_stops_all(config, tmp_path):
+    processes = start_ranks(2, cannot_save, config("training.steps=3"), tmp_path)
+    assert [finish(process) for process in processes] == [0, 0]
+    assert "latest.pt could not be written (No space" in (tmp_path / "error0").read_text()
+    assert (tmp_path / "error1").read_text() == "stopped, because process 0 failed; its message says why"
+
+
+def cannot_save(config, folder):
+    def full(content, path):
+        raise OSError("No space left on device")
+
+    torch.save = full
+    with pytest.raises(OSError, match=r"could not be written|stopped") as caught:
+        train(config)
+    (folder / f"error{os.environ['RANK']}").write_text(str(caught.value))
+
+
+def test_unknown_device_is_named(config):
+    with pytest.raises(ValueError, match=r"device is 'cuda:9': expected a device that is there, PyTorch sees \d+ GPUs"):
+        train(config("training.device=cuda:9"))
+    with pytest.raises(ValueError, match=r"device is 'gpu': expected cpu, cuda or cuda:1"):
+        train(config("training.device=gpu"))

@@ -1,0 +1,136 @@
+"""Files are whole or not there; a full disk keeps the checkpoint before."""
+
+import errno
+import os
+import resource
+import signal
+
+import pytest
+import torch
+from training_runs import finish, rows, start
+
+from ema_ops.segmentation.training import train
+from ema_ops.segmentation.training.checkpoints import check_new
+from ema_ops.segmentation.training.files import remove_parts, replacing
+from ema_ops.segmentation.training.logging import Log, Table
+
+
+def test_content_is_replaced_at_once(tmp_path):
+    path = tmp_path / "a.pt"
+    path.write_text("old")
+    with replacing(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("file write failed\nat ..")]
+)
+def test_old_content_stays_when_writing_fails(tmp_path, error):
+    path = tmp_path / "a.pt"
+    with pytest.raises(OSError, match=r"a\.pt could not be written .*: there was none before it"), replacing(path):
+        raise error
+    path.write_text("old")
+    with pytest.raises(
+        OSError, match=r"a\.pt could not be written \(.*(No space left on device|write failed)\): the one before"
+    ):
+        with replacing(path) as part:
+            part.write_text("half")
+            raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_errors_pass_through(tmp_path):
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a") as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_killed_runs_are_removed(tmp_path):
+    for name in ("latest.pt", "latest.pt.part", "config.yaml.part"):
+        (tmp_path / name).touch()
+    remove_parts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["latest.pt"]
+
+
+def train_until_the_disk_is_full(config, said):
+    """Files may not grow beyond the size of a small checkpoint; the network's gets larger when it is resumed."""
+    size = (config.out / "latest.pt").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+    try:
+        train(config, resume=True)
+    except OSError as error:
+        said.write_text(str(error))
+
+
+def test_full_disk_keeps_the_checkpoint(config, tmp_path):
+    run = config("training.steps=40")
+    # half of a run, as a signal would have ended it
+    assert finish(start(stop_after, run, 4)) == 0
+    before = (run.out / "latest.pt").read_bytes()
+    assert finish(start(train_until_the_disk_is_full, run, tmp_path / "said")) == 0
+    said = (tmp_path / "said").read_text()
+    assert said.startswith(f"{run.out}/latest.pt could not be written (")
+    assert said.endswith("): the one before it is kept")
+    assert (run.out / "latest.pt").read_bytes() == before
+    assert list(run.out.glob("*.part")) == []
+    assert finish(start(resumed, run)) == 0
+    assert len(rows(run.out / "log.csv")) == 40
+
+
+def resumed(config):
+    assert train(config, resume=True).step == 40
+
+
+def stop_after(config, count):
+    add = Log.step
+
+    def step(self, number, *rest):
+        add(self, number, *rest)
+        if number == count:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Log.step = step
+    assert train(config).signal == signal.SIGTERM
+
+
+def test_checkpoints_are_read_without_pickle(config):
+    run = config("training.steps=3")
+    train(run)
+    content = torch.load(run.out / "latest.pt", weights_only=True)
+    assert {"format", "version", "model", "classes", "network", "palette", "data", "training"} == set(content)
+    assert content["data"] == {
+        "kind": "folder",
+        "root": str(run.data.root),
+        "split": "val",
+        "options": {"classes": ["background", "red", "blue"]},
+    }
+    assert content["training"]["step"] == 3
+    assert content["training"]["config"] == run.plain()
+    assert "optimizer" not in torch.load(run.out / "best.pt", weights_only=True)["training"]
+    with pytest.raises(ValueError, match=r"latest\.pt exists"):
+        check_new(run.out)
+
+
+def test_table_keeps_rows_of_the_past(tmp_path):
+    path = tmp_path / "log.csv"
+    table = Table(path, ("loss", "other"), keep_until=0)
+    for step in (1, 2, 3):
+        table.add(step, 0.1 * step, None)
+    table.close()
+    with path.open("a") as file:
+        file.write("4,0.")
+    table = Table(path, ("loss", "other"), keep_until=2)
+    table.add(3, 7.0, 8.0)
+    table.close()
+    assert path.read_text().split() == ["step,loss,other", "1,0.1,", "2,0.2,", "3,7.0,8.0"]
+
+
+def test_table_of_a_new_run_is_empty(tmp_path):
+    (tmp_path / "log.csv").write_text("step,loss\n1,2\n")
+    Table(tmp_path / "log.csv", ("loss",), keep_until=0).close()
+    assert (tmp_path / "log.csv").read_text().split() == ["step,loss"]

@@ -1,0 +1,124 @@
+"""`ema-ops train` as users call it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_runs import losses, make_config, rows, write_config
+
+from ema_ops.cli import main
+from ema_ops.segmentation.training import train
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def command(data, tmp_path, capsys):
+    """Runs `ema-ops train` on the small config; returns its status and what it printed."""
+    path = write_config(tmp_path / "small.yaml", data, tmp_path / "run")
+
+    def run(*options, config=path):
+        status = main(["train", "--config", str(config), *options])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+def test_a_run_learns(command, tmp_path):
+    status, said, _ = command("--set", "training.steps=60", "--set", "training.validate_every=20")
+    assert status == 0
+    judged = [float(row["mean_iou"]) for row in rows(tmp_path / "run" / "validation.csv")]
+    assert judged[-1] > 0.5
+    assert f"60 steps done, best mIoU {max(judged):.4f}" in said
+    found = {path.name for path in (tmp_path / "run").iterdir()}
+    assert found == {"best.pt", "latest.pt", "config.yaml", "log.csv", "validation.csv", "tensorboard"}
+
+
+def test_out_and_resume(command, tmp_path):
+    out = tmp_path / "elsewhere"
+    assert command("--out", str(out))[0] == 0
+    assert len(losses(out)) == 12
+    status, _, error = command("--out", str(out))
+    assert (status, error.count("\n")) == (2, 1)
+    assert error.startswith(f"ema-ops train: {out}/latest.pt exists: expected --resume")
+    assert command("--out", str(out), "--resume")[0] == 0
+    # the config that a run leaves behind is enough to go on with it
+    assert command("--resume", config=out / "config.yaml")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "optimizer.lr=fast"], "optimizer.lr is 'fast': expected a valid number"),
+        (["--set", "data.root=/nowhere"], "/nowhere"),
+        (["--set", "data.kind=vok"], "kind is 'vok': expected one of voc,"),
+        (["--set", "model.backbone=resnet7"], "backbone is 'resnet7': expected"),
+        (["--set", "model.backbone_weights=missing.pth"], "missing.pth"),
+        (["--set", "training.precision=float16"], "training.precision is 'float16' on cpu: expected"),
+        (["--resume"], "latest.pt is missing: --resume expects"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_status_2(command, tmp_path, options, message):
+    status, _, error = command(*options)
+    assert status == 2
+    assert error.startswith("ema-ops train: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run" / "log.csv").exists()
+
+
+def test_unknown_config_names_the_recipes(command):
+    status, _, error = command(config="voc")
+    assert status == 2
+    assert "config voc is neither a file nor a recipe" in error
+
+
+def test_recipes_are_shown(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--recipes"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert (
+        "voc_resnet101: resnet101, voc, 30000 steps\n    mIoU 80.05 (single scale), 81.32 (multi-scale + flip)" in said
+    )
+    assert said.count("not reproduced here: data not available") == 6
+
+
+def test_help_needs_no_extra(capsys, monkeypatch):
+    for name in ("yaml", "pydantic", "PIL", "tqdm", "torchmetrics", "tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in [name for name in sys.modules if name.startswith("ema_ops.segmentation")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "--resume" in said
+    assert "torchrun --nproc-per-node" in said
+
+
+def test_missing_package_is_named(command, monkeypatch):
+    find_spec = __import__("importlib.util").util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "yaml" else find_spec(name))
+    assert command()[2] == "ema-ops train: not installed: pyyaml: expected `pip install 'ema_ops[segmentation]'`\n"
+
+
+def test_the_same_under_torchrun(data, tmp_path):
+    one = make_config(data, tmp_path / "one", "model.dropout=0", "training.steps=4")
+    train(one)
+    words = ["train", "--config", str(tmp_path / "one.yaml"), "--out", str(tmp_path / "two")]
+    words += ["--set", "model.dropout=0", "--set", "training.steps=4"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ema_ops"]
+    done = subprocess.run(
+        [*launch, *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("4 steps done") == 1
+    assert [float(x) for x in losses(tmp_path / "two")] == pytest.approx([float(x) for x in losses(one.out)], rel=1e-4)
