@@ -23,14 +23,16 @@ _WRITERS = 4
 Key = TypeVar("Key")
 
 
-class Frame(NamedTuple, Generic[Key]):
+@dataclass(frozen=True, eq=False)
+class Frame(Generic[Key]):
     """A picture to judge: `pixels` uint8 [H, W, 3] on the CPU."""
 
     key: Key
     pixels: Tensor
 
 
-class Prediction(NamedTuple, Generic[Key]):
+@dataclass(frozen=True, eq=False)
+class Prediction(Generic[Key]):
     """A judged picture: `pixels` uint8 [H, W, 3] and `classes` uint8 [H, W]."""
 
     key: Key

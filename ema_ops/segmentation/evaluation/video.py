@@ -62,7 +62,8 @@ def predict_video(
         rate = stream.average_rate or stream.guessed_rate
         if not rate:
             raise OSError(f"{path} does not tell its frame rate: expected a video with one")
-        started(stream.frames or None)
+        expected = stream.frames or None
+        started(expected)
         encoder = _Encoder(target, rate, stream.sample_aspect_ratio)
 
         def write(prediction: Prediction[int]) -> None:
@@ -79,7 +80,7 @@ def predict_video(
         except BaseException:
             encoder.discard()
             raise
-    return Result(target, encoder.frames, stream.frames or None)
+    return Result(target, encoder.frames, expected)
 
 
 def _frames(path: Path, source: Any) -> Iterator[Frame[int]]:
