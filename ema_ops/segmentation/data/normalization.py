@@ -17,5 +17,9 @@ def normalize(image: Tensor) -> Tensor:
 
 def normalize_(image: Tensor) -> Tensor:
     """`normalize` in place; returns `image`."""
-    mean, std = (torch.tensor(values, dtype=image.dtype, device=image.device)[:, None, None] for values in (MEAN, STD))
+    # made on the CPU and sent without waiting: the device may still be busy with the pictures before
+    mean, std = (
+        torch.tensor(values, dtype=image.dtype)[:, None, None].to(image.device, non_blocking=True)
+        for values in (MEAN, STD)
+    )
     return image.sub_(mean).div_(std)
