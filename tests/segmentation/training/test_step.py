@@ -117,7 +117,7 @@ def test_compiled_step_is_the_same(monkeypatch):
 
 
 def test_float16_needs_cuda():
-    with pytest.raises(ValueError, match="training.precision is 'float16' on cpu: expected 'float32' or 'bfloat16'"):
+    with pytest.raises(ValueError, match=r"training\.precision is 'float16' on cpu: expected 'float32' or 'bfloat16'"):
         make_training(precision="float16")
     check_precision("float16", torch.device("cuda"))
 

@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 24, 32
 
 # children are forked from a process that has imported everything and done nothing
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ema_ops.segmentation.training", "torch.utils.tensorboard"])
+CONTEXT.set_forkserver_preload(["ema_ops.segmentation.training", "torch.utils.tensorboard", "torch._dynamo"])
 
 
 def write_data(root: Path) -> Path:
