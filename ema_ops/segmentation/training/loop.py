@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ class _Run:
             open_dataset(config.data.kind, config.data.root, split, **config.data.options)
             for split in (config.data.train_split, config.data.val_split)
         )
-        self.network = self._new_network()
+        self.network = self._new_network(start=None if resume else config.model.backbone_weights)
         self.optimizer = make_optimizer(self.network, config.optimizer)
         self.training = TrainingStep(self.network, self.optimizer, place, config.training)
         if resume:
@@ -100,7 +101,8 @@ class _Run:
             signal = self._steps(bar, stop) if self.step < self.config.training.steps else None
         return Summary(self.step, self.best, signal)
 
-    def _new_network(self) -> EMANet:
+    def _new_network(self, *, start: Path | None) -> EMANet:
+        """A network with random weights, or those in the file `start` for its backbone."""
         config = self.config
         torch.manual_seed(config.training.seed)
         network = EMANet(
@@ -109,8 +111,8 @@ class _Run:
             average_group=self.world.group,
             **config.model.arguments,
         )
-        if config.model.backbone_weights is not None:
-            load_backbone_weights(network, config.model.backbone_weights)
+        if start is not None:
+            load_backbone_weights(network, start)
         if config.training.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network.to(self.world.device)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...functional import responsibilities
 from ...layers import EMAUnit
-from ..data import SegmentationDataset, normalize
+from ..data import IGNORE, SegmentationDataset, normalize
 from ..evaluation.inference import evaluation_mode
 
 _BASES = 4
@@ -32,7 +32,7 @@ def judged_pictures(network: nn.Module, dataset: SegmentationDataset, count: int
             prediction = logits.argmax(1)[0].cpu().numpy()
             tiles = [
                 (image * 255).round().byte().permute(1, 2, 0).numpy(),
-                np.where((mask == 255)[..., None], np.uint8(255), dataset.palette[mask.numpy()]),
+                np.where((mask == IGNORE)[..., None], np.uint8(255), dataset.palette[mask.numpy()]),
                 dataset.palette[prediction],
                 *((m.cpu().numpy() * 255).round().astype(np.uint8)[..., None].repeat(3, axis=2) for m in maps),
             ]

@@ -1,6 +1,7 @@
 """Processes that share a batch take the same steps as one process that has it all."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -17,11 +18,11 @@ from ema_ops.segmentation.training.step import TrainingStep
 STEPS = 4
 
 
-def take_steps(config, path):
+def take_steps(config, path, norm_layer=None):
     """Some steps in float64 on this rank's share; losses and state into `path` with the rank's number."""
     with world("cpu") as place:
         torch.manual_seed(3)
-        norm = place.norm_layer(synchronised=True)
+        norm = norm_layer or place.norm_layer(synchronised=True)
         network = EMANet(3, norm_layer=norm, average_group=place.group, **config.model.arguments).double()
         optimizer = make_optimizer(network, config.optimizer)
         set_learning_rate(optimizer, config.optimizer.lr)
@@ -43,11 +44,11 @@ def take_steps(config, path):
 def one_and_two(config, tmp_path):
     """What one process and each of two came to, without dropout, whose random numbers differ between processes."""
 
-    def run(*sets):
-        changed = config("model.dropout=0", *sets)
+    def run(*sets, norm_layer=None, sets_of_two=()):
+        one, two = config("model.dropout=0", *sets), config("model.dropout=0", *sets, *sets_of_two)
         processes = [
-            start(take_steps, changed, tmp_path / "one"),
-            *start_ranks(2, take_steps, changed, tmp_path / "two"),
+            start(take_steps, one, tmp_path / "one", norm_layer),
+            *start_ranks(2, take_steps, two, tmp_path / "two", norm_layer),
         ]
         assert [finish(process) for process in processes] == [0, 0, 0]
         return [torch.load(tmp_path / name) for name in ("one.0", "two.0", "two.1")]
@@ -67,6 +68,15 @@ def test_two_processes_equal_one(one_and_two, head):
     assert "unit.attention.bases" in moved
     assert len(moved) > 5
     torch.testing.assert_close(two[0], two[1], rtol=0, atol=0)
+
+
+def test_two_processes_that_accumulate_equal_one(one_and_two):
+    # norms that see one picture at a time, and bases that do not run: the others see the parts of a batch one by one
+    sets = ("model.layer.learnable_bases=true", "model.head=mmsegmentation")
+    one, *two = one_and_two(*sets, norm_layer=partial(nn.GroupNorm, 2), sets_of_two=["training.accumulate=2"])
+    assert one["losses"][0][0] != one["losses"][-1][0]
+    for rank in two:
+        torch.testing.assert_close(rank, one, rtol=1e-9, atol=1e-12)
 
 
 def test_synchronised_norm_is_that_of_the_whole_batch(tmp_path):
