@@ -25,12 +25,15 @@ IterationSpace::IterationSpace(const Problem& problem, const Plan& plan, bool ke
     : logit_rows(arena.take(row_bytes(problem, problem.channels))),
       responsibilities(nullptr),
       weighted_responsibilities(nullptr),
+      weight_maxima(nullptr),
       slots(problem, int64_t{plan.iteration.fused ? plan.iteration.splits : plan.m_step.splits} *
                          padded_channels(problem.channels),
             plan.iteration.splits, arena) {
   const bool stored = !plan.iteration.fused;
   if (keeps || (stored && !problem.weighted)) responsibilities = arena.take(responsibility_bytes(problem));
   if (stored && problem.weighted) weighted_responsibilities = arena.take(responsibility_bytes(problem));
+  if (problem.weighted && problem.dtype == Dtype::float16)
+    weight_maxima = arena.take_floats(int64_t{problem.images()} * WEIGHT_PARTS);
 }
 
 void Call::check(const char* kernel, cudaError_t error) const {
@@ -48,6 +51,11 @@ void Call::pack(const Bases& bases, int channels, float factor, void* rows) cons
   check("pack_rows", pack_rows(problem, bases, channels, factor, rows, stream));
 }
 
+void Call::look_at(const Weight& weight, const IterationSpace& space) const {
+  if (space.weight_maxima != nullptr)
+    check("weight_maxima", weight_maxima(problem, weight, space.weight_maxima, stream));
+}
+
 Partials Call::iterate(const Features& x, const Weight& weight, const float* logit_bias, bool keeps,
                        const IterationSpace& space) const {
   const EStepPlan& e_step_plan = plan.iteration;
@@ -55,6 +63,7 @@ Partials Call::iterate(const Features& x, const Weight& weight, const float* log
   EStep io;
   io.x = x;
   io.weight = weight;
+  io.weight_maxima = space.weight_maxima;
   io.logit_rows = space.logit_rows;
   io.logit_bias = logit_bias;
   if (keeps || (stored && !problem.weighted)) io.responsibilities = space.responsibilities;
@@ -62,7 +71,12 @@ Partials Call::iterate(const Features& x, const Weight& weight, const float* log
   if (!stored) io.sums = space.slots.sums;
   io.masses = space.slots.masses;
   check("e_step", e_step(problem, e_step_plan, io, stream));
-  Partials partials{space.slots.sums, e_step_plan.splits, space.slots.masses, e_step_plan.splits};
+  Partials partials;
+  partials.sums = space.slots.sums;
+  partials.masses = space.slots.masses;
+  partials.sum_splits = partials.mass_splits = e_step_plan.splits;
+  partials.sum_factor = partials.mass_factor = 1 / RESPONSIBILITY_SCALE;
+  partials.weight_maxima = space.weight_maxima;
   if (stored) {
     const void* left = problem.weighted ? space.weighted_responsibilities : space.responsibilities;
     check("m_step", m_step(problem, plan.m_step, x, left, space.slots.sums, stream));
@@ -75,7 +89,11 @@ Partials Call::backward(const EStepPlan& e_step_plan, EStepGradient gradient, bo
   gradient.sums = e_step_plan.fused ? slots.sums : nullptr;
   gradient.masses = slots.masses;
   check("e_step_gradient", e_step_gradient(problem, e_step_plan, gradient, stream));
-  Partials partials{slots.sums, e_step_plan.splits, slots.masses, e_step_plan.splits};
+  Partials partials;
+  partials.sums = slots.sums;
+  partials.masses = slots.masses;
+  partials.sum_splits = partials.mass_splits = e_step_plan.splits;
+  partials.sum_factor = problem.scale;
   if (m_step && !e_step_plan.fused) {
     check("m_step", ema::m_step(problem, plan.m_step, gradient.x, gradient.grad_logits, slots.sums, stream));
     partials.sum_splits = plan.m_step.splits;

@@ -20,6 +20,7 @@ struct IterationSpace {
   void* logit_rows;
   void* responsibilities;           // null: they stay on chip
   void* weighted_responsibilities;  // null: they stay on chip or there are no weights
+  float* weight_maxima;             // null: weights need not be divided
   Slots slots;
 
   // `keeps` if responsibilities are wanted afterwards.
@@ -37,6 +38,9 @@ struct Call {
   // Dense bases [G, C, K] as rows, times `factor`.
   void pack(const float* bases, int channels, float factor, void* rows) const;
   void pack(const Bases& bases, int channels, float factor, void* rows) const;
+
+  // What the iterations need to know of the weights.
+  void look_at(const Weight& weight, const IterationSpace& space) const;
 
   // E-step and M-step from space.logit_rows, in one kernel where the plan says so. With `keeps`, space.responsibilities
   // are those of this iteration afterwards, not weighted.

@@ -43,6 +43,7 @@ void em_forward(const Call& call, const Forward& io, Arena workspace) {
   const Problem& problem = call.problem;
   const ForwardSpace space(problem, call.plan, workspace);
   const int64_t columns = int64_t{problem.images()} * problem.num_bases, matrices = columns * problem.channels;
+  call.look_at(io.weight, space.iteration);
   call.pack(io.path, problem.channels, problem.scale, space.iteration.logit_rows);
   for (int t = 0; t < problem.num_iters; ++t) {
     const bool is_last = t + 1 == problem.num_iters;
@@ -54,8 +55,8 @@ void em_forward(const Call& call, const Forward& io, Arena workspace) {
     (is_last ? next.value_rows : next.logit_rows) = is_last ? space.value_rows : space.iteration.logit_rows;
     call.check("normalize", normalize(problem, partials, next, call.stream));
   }
-  call.check("rank_k_products", rank_k_products(problem, 1, space.iteration.responsibilities, space.value_rows, io.y,
-                                                false, call.stream));
+  call.check("rank_k_products", rank_k_products(problem, 1, space.iteration.responsibilities, space.value_rows,
+                                                1 / RESPONSIBILITY_SCALE, io.y, false, call.stream));
 }
 
 int64_t em_forward_bytes(const Problem& problem, const Plan& plan) {
@@ -77,7 +78,6 @@ void em_backward(const Call& call, const Backward& io, Arena workspace) {
 
   EStep e;
   e.x = io.x;
-  e.weight = io.weight;
   e.logit_rows = products.right(2 * pairs - 1);
   e.responsibilities = products.left(2 * pairs - 2);
   e.masses = space.slots.masses;
@@ -87,6 +87,7 @@ void em_backward(const Call& call, const Backward& io, Arena workspace) {
   SumsGradient sums;
   sums.partials.sums = space.slots.sums;
   sums.partials.sum_splits = plan.m_step.splits;
+  sums.partials.sum_factor = 1 / RESPONSIBILITY_SCALE;
   sums.extra = io.grad_bases;
   sums.bases = io.bases;
   sums.powers = space.powers;
@@ -112,16 +113,14 @@ void em_backward(const Call& call, const Backward& io, Arena workspace) {
     }
     const bool m_step = t > stop || io.grad_initial != nullptr;
     const EStepPlan& e_step_plan = t == last ? plan.last_gradient : m_step ? plan.gradient : plan.first_gradient;
-    const Partials partials = call.backward(e_step_plan, e_step, m_step, space.slots);
-    sums.partials = {partials.sums, partials.sum_splits, nullptr, 0};
-    sums.factor = problem.scale;
+    sums.partials = call.backward(e_step_plan, e_step, m_step, space.slots);
     sums.extra = nullptr;
     sums.bases = io.path + t * matrices;
   }
   if (io.grad_initial != nullptr)
-    call.check("add_partials", add_partials(problem, problem.channels, sums.partials, problem.scale, io.grad_initial,
-                                            nullptr, call.stream));
-  call.check("rank_k_products", rank_k_products(problem, 2 * pairs, products.left(0), products.right(0), io.grad_x,
+    call.check("add_partials",
+               add_partials(problem, problem.channels, sums.partials, io.grad_initial, nullptr, call.stream));
+  call.check("rank_k_products", rank_k_products(problem, 2 * pairs, products.left(0), products.right(0), 1, io.grad_x,
                                                 true, call.stream));
 }
 

@@ -58,8 +58,9 @@ void em_step(const Call& call, const Step& io, Arena workspace) {
   const Problem& problem = call.problem;
   const IterationSpace space(problem, call.plan, false, workspace);
   call.pack(io.bases, problem.channels, problem.scale, space.logit_rows);
+  call.look_at(io.weight, space);
   const Partials partials = call.iterate(io.x, io.weight, io.logit_bias, false, space);
-  call.check("add_partials", add_partials(problem, problem.channels, partials, 1, io.sums, io.mass, call.stream));
+  call.check("add_partials", add_partials(problem, problem.channels, partials, io.sums, io.mass, call.stream));
 }
 
 int64_t em_step_bytes(const Problem& problem, const Plan& plan) {
@@ -91,10 +92,10 @@ void em_step_backward(const Call& call, const StepBackward& io, Arena workspace)
   e_step.responsibilities = products.left(0);
   e_step.grad_logits = products.left(1);
   const Partials partials = call.backward(call.plan.gradient, e_step, true, space.slots);
-  call.check("add_partials", add_partials(problem, problem.channels, partials, problem.scale, io.grad_bases,
-                                          io.grad_logit_bias, call.stream));
+  call.check("add_partials",
+             add_partials(problem, problem.channels, partials, io.grad_bases, io.grad_logit_bias, call.stream));
   call.check("rank_k_products",
-             rank_k_products(problem, 2, products.left(0), products.right(0), io.grad_x, true, call.stream));
+             rank_k_products(problem, 2, products.left(0), products.right(0), 1, io.grad_x, true, call.stream));
 }
 
 int64_t em_step_backward_bytes(const Problem& problem, const Plan& plan) {
@@ -116,7 +117,8 @@ void em_reconstruct(const Call& call, const Reconstruct& io, Arena workspace) {
   e.masses = space.masses;
   call.check("e_step", e_step(problem, call.plan.e_step, e, call.stream));
   call.check("rank_k_products",
-             rank_k_products(problem, 1, space.responsibilities, space.value_rows, io.y, false, call.stream));
+             rank_k_products(problem, 1, space.responsibilities, space.value_rows, 1 / RESPONSIBILITY_SCALE, io.y,
+                             false, call.stream));
 }
 
 int64_t em_reconstruct_bytes(const Problem& problem, const Plan& plan) {
@@ -140,14 +142,17 @@ void em_reconstruct_backward(const Call& call, const ReconstructBackward& io, Ar
   e_step.responsibilities = space.responsibilities;
   e_step.grad_logits = space.products.left(0);
   const Partials logits = call.backward(plan.value_gradient, e_step, true, space.slots);
-  call.check("add_partials", add_partials(problem, problem.channels, logits, problem.scale, io.grad_logit_bases,
-                                          io.grad_logit_bias, call.stream));
+  call.check("add_partials", add_partials(problem, problem.channels, logits, io.grad_logit_bases, io.grad_logit_bias,
+                                          call.stream));
   call.check("m_step", m_step(problem, plan.value_m_step, io.grad_y, space.responsibilities, space.slots.sums,
                               call.stream));
-  const Partials values{space.slots.sums, plan.value_m_step.splits, nullptr, 0};
-  call.check("add_partials", add_partials(problem, problem.value_channels, values, 1, io.grad_value_bases, nullptr,
-                                          call.stream));
-  call.check("rank_k_products", rank_k_products(problem, 1, space.products.left(0), space.products.right(0),
+  Partials values;
+  values.sums = space.slots.sums;
+  values.sum_splits = plan.value_m_step.splits;
+  values.sum_factor = 1 / RESPONSIBILITY_SCALE;
+  call.check("add_partials",
+             add_partials(problem, problem.value_channels, values, io.grad_value_bases, nullptr, call.stream));
+  call.check("rank_k_products", rank_k_products(problem, 1, space.products.left(0), space.products.right(0), 1,
                                                 io.grad_x, true, call.stream));
 }
 

@@ -10,7 +10,8 @@ struct Device {
   int shared_memory = 163 << 10;  // bytes that one block may use
 };
 
-constexpr int TILE = 64;  // positions of a tile
+constexpr int TILE = 64;          // positions of a tile
+constexpr int WEIGHT_PARTS = 32;  // of an image, in each of which the largest weight is looked for
 
 // Launch of e_step and e_step_gradient: one block per image and split, tile after tile.
 struct EStepPlan {

@@ -56,4 +56,12 @@ EMA_DEVICE float position_weight(const Weight& weight, int image, int heads, int
                      position * weight.position_stride];
 }
 
+// A power of two near the largest weight of an image, 1 without maxima. All lanes of a warp take part.
+EMA_DEVICE float weight_power(const float* maxima, int image) {
+  if (maxima == nullptr) return 1.f;
+  float largest = maxima[image * WEIGHT_PARTS + lane()];
+  for (int other = 16; other > 0; other /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, other));
+  return power_of_two(largest);
+}
+
 }  // namespace ema

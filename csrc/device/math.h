@@ -13,6 +13,13 @@ namespace ema {
 EMA_DEVICE int lane() { return threadIdx.x % 32; }
 EMA_DEVICE int warp() { return threadIdx.x / 32; }
 
+// The largest power of two up to |value|, within 2^-126 to 2^126; 1 for 0. An exact factor and divisor.
+EMA_DEVICE float power_of_two(float value) {
+  uint32_t exponent = __float_as_uint(value) & 0x7F800000u;
+  exponent = min(max(exponent, 1u << 23), 253u << 23);
+  return value == 0.f ? 1.f : __uint_as_float(exponent);
+}
+
 // Fragments of 16-bit operands by ldmatrix. An operand is TRANSPOSED if its tile has the inner dimension in its rows.
 template <bool TRANSPOSED>
 EMA_DEVICE void load_left(uint32_t (&a)[4], const Tile<uint16_t, 64>& tile, int row, int inner) {
@@ -112,48 +119,51 @@ EMA_DEVICE void multiply_tiles(float (&acc)[ROWS][BLOCKS][4], const Tile<typenam
         }
       }
     } else {
-      // A few blocks at a time start from 0 and are added at the end: one long sum loses digits.
+      // A few blocks at a time start from 0 and are added every few products: one long sum loses digits.
       // Of many rows all are summed at once, for more sums do not fit into the registers.
       constexpr bool SHORT_SUMS = ROWS == 1;
-      constexpr int GROUP = SHORT_SUMS ? 4 : BLOCKS;
+      constexpr int GROUP = SHORT_SUMS ? 4 : BLOCKS, PIECE = SHORT_SUMS ? 16 : INNER;
 #pragma unroll
       for (int first = 0; first < BLOCKS; first += GROUP) {
         if (first >= blocks) break;
-        float sums[ROWS][GROUP][4];
-#pragma unroll
-        for (int i = 0; i < ROWS; ++i)
-#pragma unroll
-          for (int j = 0; j < GROUP; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) sums[i][j][e] = SHORT_SUMS ? 0.f : acc[i][first + j][e];
-#pragma unroll (ROWS * BLOCKS > 4 ? 1 : 4)
-        for (int k = 0; k < INNER; ++k) {
-          float a[ROWS][2];
+#pragma unroll 1
+        for (int start = 0; start < INNER; start += PIECE) {
+          float sums[ROWS][GROUP][4];
 #pragma unroll
           for (int i = 0; i < ROWS; ++i)
 #pragma unroll
-            for (int e = 0; e < 2; ++e) a[i][e] = __uint_as_float(left_at(row + 16 * i + group + 8 * e, k));
+            for (int j = 0; j < GROUP; ++j)
 #pragma unroll
-          for (int j = 0; j < GROUP; ++j) {
-            if (first + j >= blocks) break;
+              for (int e = 0; e < 4; ++e) sums[i][j][e] = SHORT_SUMS ? 0.f : acc[i][first + j][e];
+#pragma unroll (ROWS * BLOCKS > 4 ? 1 : 4)
+          for (int k = start; k < start + PIECE; ++k) {
+            float a[ROWS][2];
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              float b = __uint_as_float(right_at(k, column + 8 * (first + j) + 2 * member + e));
+            for (int i = 0; i < ROWS; ++i)
 #pragma unroll
-              for (int i = 0; i < ROWS; ++i) {
-                sums[i][j][e] = fmaf(a[i][0], b, sums[i][j][e]);
-                sums[i][j][e + 2] = fmaf(a[i][1], b, sums[i][j][e + 2]);
+              for (int e = 0; e < 2; ++e) a[i][e] = __uint_as_float(left_at(row + 16 * i + group + 8 * e, k));
+#pragma unroll
+            for (int j = 0; j < GROUP; ++j) {
+              if (first + j >= blocks) break;
+#pragma unroll
+              for (int e = 0; e < 2; ++e) {
+                float b = __uint_as_float(right_at(k, column + 8 * (first + j) + 2 * member + e));
+#pragma unroll
+                for (int i = 0; i < ROWS; ++i) {
+                  sums[i][j][e] = fmaf(a[i][0], b, sums[i][j][e]);
+                  sums[i][j][e + 2] = fmaf(a[i][1], b, sums[i][j][e + 2]);
+                }
               }
             }
           }
+#pragma unroll
+          for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+            for (int j = 0; j < GROUP; ++j)
+#pragma unroll
+              for (int e = 0; e < 4; ++e)
+                acc[i][first + j][e] = SHORT_SUMS ? acc[i][first + j][e] + sums[i][j][e] : sums[i][j][e];
         }
-#pragma unroll
-        for (int i = 0; i < ROWS; ++i)
-#pragma unroll
-          for (int j = 0; j < GROUP; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e)
-              acc[i][first + j][e] = SHORT_SUMS ? acc[i][first + j][e] + sums[i][j][e] : sums[i][j][e];
       }
     }
   }

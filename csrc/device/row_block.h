@@ -95,10 +95,10 @@ EMA_DEVICE void combine_rows(float (&values)[2], const Block& block, float* memo
   }
 }
 
-// Softmax over the bases; 0 beyond them. `memory` holds Block::STATISTICS numbers.
+// Softmax over the bases, times `scale`; 0 beyond them. `memory` holds Block::STATISTICS numbers.
 template <class Math, class Block>
-EMA_DEVICE void softmax(float (&z)[Block::BLOCKS][4], const Block& block, float* memory) {
-  float maxima[2] = {-INFINITY, -INFINITY}, sums[2] = {};
+EMA_DEVICE void softmax(float (&z)[Block::BLOCKS][4], const Block& block, float scale, float* memory) {
+  float maxima[2] = {-INFINITY, -INFINITY}, partial[4] = {};
 #pragma unroll
   for (int j = 0; j < Block::BLOCKS; ++j)
 #pragma unroll
@@ -110,11 +110,12 @@ EMA_DEVICE void softmax(float (&z)[Block::BLOCKS][4], const Block& block, float*
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       z[j][e] = block.base(j, e) < block.num_bases ? Math::exponential(z[j][e] - maxima[e / 2]) : 0.f;
-      sums[e / 2] += z[j][e];
+      partial[e] += z[j][e];
     }
+  float sums[2] = {partial[0] + partial[1], partial[2] + partial[3]};
   combine_rows(sums, block, memory + Block::STATISTICS / 2, [](float a, float b) { return a + b; });
 #pragma unroll
-  for (int half = 0; half < 2; ++half) sums[half] = 1.f / sums[half];
+  for (int half = 0; half < 2; ++half) sums[half] = scale / sums[half];
 #pragma unroll
   for (int j = 0; j < Block::BLOCKS; ++j)
 #pragma unroll

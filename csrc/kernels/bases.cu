@@ -2,7 +2,7 @@
 //
 // Bases are [C, K] for the caller, with K fastest, and rows [K, C] for the products, so both ways go through shared
 // memory: a line of Cp numbers for each base. Lines are 4 numbers apart so that a warp meets every bank once.
-#include "../device/math.h"
+#include "../device/chunks.h"
 #include "kernels.h"
 
 namespace ema {
@@ -61,13 +61,6 @@ EMA_DEVICE float divisor(float value, float eps, bool eps_max) {
   return shifted == 0.f ? 1.f : shifted;
 }
 
-// The largest power of two up to |value|, within 2^-126 to 2^126; 1 for 0. An exact factor and divisor.
-EMA_DEVICE float power_of_two(float value) {
-  uint32_t exponent = __float_as_uint(value) & 0x7F800000u;
-  exponent = min(max(exponent, 1u << 23), 253u << 23);
-  return value == 0.f ? 1.f : __uint_as_float(exponent);
-}
-
 // Calls body(index, number) for the [C, K] of a block, neighbouring bases in neighbouring threads.
 template <class Body>
 EMA_DEVICE void for_bases(const Place& place, int channels, int num_bases, float* memory, Body body) {
@@ -79,10 +72,11 @@ EMA_DEVICE void for_bases(const Place& place, int channels, int num_bases, float
   }
 }
 
-// My base's line becomes factor * the sum of the slots; adds slot after slot. Columns beyond C become 0.
-EMA_DEVICE void add_slots(const Place& place, const Partials& partials, int channels, float factor, float* memory) {
+// My base's line becomes the sum of the slots; adds slot after slot. Columns beyond C become 0.
+EMA_DEVICE void add_slots(const Place& place, const Partials& partials, int channels, float* memory) {
   constexpr int AT_ONCE = 4;
   float* line = place.line(memory);
+  const float factor = partials.sum_factor * weight_power(partials.weight_maxima, place.image);
   const int64_t slot_size = static_cast<int64_t>(place.padded) * place.width;
   const float* source = partials.sums + (static_cast<int64_t>(place.image) * partials.sum_splits) * slot_size +
                         static_cast<int64_t>(place.base) * place.width;
@@ -105,7 +99,7 @@ EMA_DEVICE float add_masses(const Place& place, const Partials& partials) {
   float total = 0;
   for (int slot = place.first; slot < partials.mass_splits; slot += place.step)
     total += partials.masses[(static_cast<int64_t>(place.image) * partials.mass_splits + slot) * place.padded + place.base];
-  return line_sum(place, total);
+  return partials.mass_factor * weight_power(partials.weight_maxima, place.image) * line_sum(place, total);
 }
 
 // My base's line, times factor, as a row for the products; zeros for a base beyond K.
@@ -146,7 +140,6 @@ struct AddArgs {
   Partials partials;
   float* total;
   float* mass;
-  float factor;
   int lines, channels, num_bases;
 };
 
@@ -155,7 +148,7 @@ __global__ void __launch_bounds__(THREADS, 1) add_partials_kernel(const AddArgs 
   float* memory = reinterpret_cast<float*>(shared);
   const Place place(args.lines, args.num_bases, args.channels);
   if (args.total != nullptr) {
-    add_slots(place, args.partials, args.channels, args.factor, memory);
+    add_slots(place, args.partials, args.channels, memory);
     __syncthreads();
     for_bases(place, args.channels, args.num_bases, memory, [&](int64_t at, float value) { args.total[at] = value; });
   }
@@ -180,7 +173,7 @@ __global__ void __launch_bounds__(THREADS, 1) normalize_kernel(const NormalizeAr
   float* memory = reinterpret_cast<float*>(shared);
   const Place place(args.lines, args.num_bases, args.channels);
   float* line = place.line(memory);
-  add_slots(place, args.partials, args.channels, 1.f, memory);
+  add_slots(place, args.partials, args.channels, memory);
   const float mass = add_masses(place, args.partials), total = divisor(mass, args.eps, args.eps_max);
   float squares = 0;
   for (int c = place.first; c < place.width; c += place.step) {
@@ -214,7 +207,7 @@ __global__ void __launch_bounds__(THREADS, 1) normalize_gradient_kernel(const Gr
   const Place place(args.lines, args.num_bases, args.channels);
   float* m_memory = memory + place.lines * place.pitch;
   float *line = place.line(memory), *m = place.line(m_memory);
-  add_slots(place, io.partials, args.channels, io.factor, memory);
+  add_slots(place, io.partials, args.channels, memory);
   __syncthreads();
   if (io.extra != nullptr)
     for_bases(place, args.channels, args.num_bases, memory, [&](int64_t at, float& value) { value += io.extra[at]; });
@@ -270,9 +263,9 @@ cudaError_t pack_rows(const Problem& problem, const Bases& bases, int channels, 
   });
 }
 
-cudaError_t add_partials(const Problem& problem, int channels, const Partials& partials, float factor, float* total,
-                         float* mass, cudaStream_t stream) {
-  AddArgs args{partials, total, mass, factor, bases_of_block(problem), channels, problem.num_bases};
+cudaError_t add_partials(const Problem& problem, int channels, const Partials& partials, float* total, float* mass,
+                         cudaStream_t stream) {
+  AddArgs args{partials, total, mass, bases_of_block(problem), channels, problem.num_bases};
   return launch_bases(add_partials_kernel, problem, channels, 1, args, stream);
 }
 

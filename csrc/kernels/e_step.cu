@@ -45,6 +45,7 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_kernel(const Args ar
   };
 
   const Block block(args.num_bases);
+  const float weight_unit = 1.f / weight_power(io.weight_maxima, image);
   Pipeline pipeline(tiles.count() * chunks);
   float sums[FUSED ? 4 : 1][8][4] = {};
   for (int tile = 0; tile < tiles.count(); ++tile) {
@@ -59,12 +60,13 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_kernel(const Args ar
     }
     const int position = (tiles.begin + tile) * TILE + block.row + lane() / 4;
     if (io.logit_bias != nullptr) block.add_bias(z[0], io.logit_bias + static_cast<int64_t>(image) * args.num_bases);
-    softmax<Math>(z[0], block, statistics);
+    softmax<Math>(z[0], block, RESPONSIBILITY_SCALE, statistics);
 
     float weights[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      weights[half] = position_weight(io.weight, image, args.heads, position + 8 * half, args.positions);
+      weights[half] =
+          weight_unit * position_weight(io.weight, image, args.heads, position + 8 * half, args.positions);
     if (io.responsibilities != nullptr)
       block.template store<Math>(z[0], io.responsibilities, image, position, args.positions, padded);
 #pragma unroll

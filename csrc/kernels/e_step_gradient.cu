@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
       }
     }
     if (io.logit_bias != nullptr) block.add_bias(z[0], io.logit_bias + static_cast<int64_t>(image) * args.num_bases);
-    softmax<Math>(z[0], block, statistics);
+    softmax<Math>(z[0], block, 1.f, statistics);
 
     float along[2] = {};
 #pragma unroll
@@ -117,6 +117,11 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
         block.for_bases(io.powers + static_cast<int64_t>(image) * padded, [&](int j, int e, float power) {
           z[0][j][e] *= weights[0] * power, z[0][j][e + 2] *= weights[1] * power;
         });
+      } else {
+#pragma unroll
+        for (int j = 0; j < BLOCKS; ++j)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) z[0][j][e] *= RESPONSIBILITY_SCALE;
       }
       block.template store<Math>(z[0], io.responsibilities, image, position, args.positions, padded);
     }

@@ -1,7 +1,7 @@
 // The kernels of the core, one launch function each. G = images, Kp and Cp = padded bases and channels.
 //
-// Responsibilities and gradients of logits are [G, N, Kp] in the dtype of the features, zero beyond K. Rows of bases are
-// [G, Kp, Cp]. Partial sums are slots [G, splits, Kp, Cp] of float32, partial masses [G, splits, Kp]. Every function
+// Responsibilities and gradients of logits are [G, N, Kp] in the dtype of the features, zero beyond K. Responsibilities
+// are stored and summed times RESPONSIBILITY_SCALE. Rows of bases are [G, Kp, Cp]. Partial sums are slots [G, splits, Kp, Cp] of float32, partial masses [G, splits, Kp]. Every function
 // launches on `stream`, allocates nothing, waits for nothing, and returns the error of the launch.
 // Limits: K <= 256, C and Cv <= MAX_CHANNELS.
 #pragma once
@@ -13,6 +13,10 @@ namespace ema {
 
 constexpr int MAX_CHANNELS = 1024, MAX_BASES = 256;
 
+// float16 has full digits from 2^-14 on: with this factor responsibilities keep theirs down to 2^-28, and with a weight
+// below 2 they stay in range.
+constexpr float RESPONSIBILITY_SCALE = 16384;
+
 // Bases [batch, heads, C, K] of float32 with any strides, times `factor`, as rows.
 struct Bases {
   const float* data = nullptr;
@@ -20,10 +24,15 @@ struct Bases {
 };
 cudaError_t pack_rows(const Problem&, const Bases& bases, int channels, float factor, void* rows, cudaStream_t stream);
 
+// The largest weight in each of WEIGHT_PARTS parts of every image: maxima [G, WEIGHT_PARTS]. float16 wants weights divided
+// by a power of two near the largest one, so that weights of any size meet its range.
+cudaError_t weight_maxima(const Problem&, const Weight& weight, float* maxima, cudaStream_t stream);
+
 // E-step, and the partial masses; with `sums` also the M-step of the same tile while it is on chip (plan.fused).
 struct EStep {
   Features x;
   Weight weight;
+  const float* weight_maxima = nullptr;    // or null: weights are not divided
   const void* logit_rows = nullptr;        // [G, Kp, Cp], times the temperature already
   const float* logit_bias = nullptr;       // [G, K] or null
   void* responsibilities = nullptr;        // [G, N, Kp], not weighted, or null
@@ -48,24 +57,26 @@ struct EStepGradient {
   const float* powers = nullptr;      // [G, Kp]
   const float* grad_mass = nullptr;   // [G, Kp]
   const void* value_rows = nullptr;   // [G, Kp, Cp of grad_y]
-  void* responsibilities = nullptr;   // [G, N, Kp]; weighted and times powers if there are sums_rows
+  void* responsibilities = nullptr;   // [G, N, Kp]; if there are sums_rows not scaled, but weighted and times powers
   void* grad_logits = nullptr;        // [G, N, Kp]
   float* sums = nullptr;              // x^T grad_logits, [G, splits, Kp, Cp], or null (plan.fused)
   float* masses = nullptr;            // sum of grad_logits over the positions, [G, splits, Kp]
 };
 cudaError_t e_step_gradient(const Problem&, const EStepPlan& plan, const EStepGradient&, cudaStream_t stream);
 
-// Partial sums and masses added in a fixed order; sum_splits or mass_splits may differ.
+// Partial sums and masses added in a fixed order, then times their factor; sum_splits or mass_splits may differ.
 struct Partials {
   const float* sums = nullptr;
   int sum_splits = 0;
+  float sum_factor = 1;
   const float* masses = nullptr;  // null: no mass is wanted
   int mass_splits = 0;
+  float mass_factor = 1;
+  const float* weight_maxima = nullptr;  // those that the weights were divided by, or null
 };
 
-// total: factor * sums as [G, C, K] and the mass [G, K].
-cudaError_t add_partials(const Problem&, int channels, const Partials&, float factor, float* total, float* mass,
-                         cudaStream_t stream);
+// total: sums as [G, C, K], or null; and the mass [G, K], or null.
+cudaError_t add_partials(const Problem&, int channels, const Partials&, float* total, float* mass, cudaStream_t stream);
 
 // The end of the M-step: mass and length [G, K], the bases [G, C, K], and their rows times `scale` and plain.
 struct Normalized {
@@ -77,10 +88,9 @@ struct Normalized {
 };
 cudaError_t normalize(const Problem&, const Partials&, const Normalized&, cudaStream_t stream);
 
-// Gradient of the undivided sums from factor * partial sums + extra, the gradient of the bases that they became.
+// Gradient of the undivided sums from partial sums + extra, the gradient of the bases that they became.
 struct SumsGradient {
   Partials partials;
-  float factor = 1;
   const float* extra = nullptr;   // [G, C, K] or null
   const float* bases = nullptr;   // [G, C, K]; null: what arrives is the gradient of the sums already
   const float* mass = nullptr;    // [G, K]; without bases the gradient of the mass
@@ -91,9 +101,9 @@ struct SumsGradient {
 };
 cudaError_t normalize_gradient(const Problem&, const SumsGradient&, cudaStream_t stream);
 
-// out = sum over s of left[s] right[s]: left [products, G, N, Kp], right [products, G, Kp, Cp of out]. With `saturate`
-// what float16 cannot hold becomes its largest number.
-cudaError_t rank_k_products(const Problem&, int products, const void* left, const void* right, const Features& out,
-                            bool saturate, cudaStream_t stream);
+// out = factor * sum over s of left[s] right[s]: left [products, G, N, Kp], right [products, G, Kp, Cp of out]. With
+// `saturate` what float16 cannot hold becomes its largest number.
+cudaError_t rank_k_products(const Problem&, int products, const void* left, const void* right, float factor,
+                            const Features& out, bool saturate, cudaStream_t stream);
 
 }  // namespace ema

@@ -15,6 +15,7 @@ struct Args {
   const void* right;
   Features out;
   int products, images, heads, positions, num_bases;
+  float factor;
   bool saturate;
 };
 
@@ -101,7 +102,8 @@ __global__ void __launch_bounds__(THREADS, 1) rank_k_products_kernel(const Args 
   for (int j = 0; j < 8; ++j)
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      float value = args.saturate ? Math::saturate(acc[0][j][e]) : acc[0][j][e];
+      float value = args.factor * acc[0][j][e];
+      if (args.saturate) value = Math::saturate(value);
       *tile.at(row + lane() / 4 + e / 2 * 8, column + 8 * j + lane() % 4 * 2 + e % 2) = Math::round(value);
     }
   __syncthreads();
@@ -112,12 +114,15 @@ __global__ void __launch_bounds__(THREADS, 1) rank_k_products_kernel(const Args 
 }  // namespace
 
 cudaError_t rank_k_products(const Problem& problem, int products, const void* left, const void* right,
-                            const Features& out, bool saturate, cudaStream_t stream) {
+                            float factor, const Features& out, bool saturate, cudaStream_t stream) {
   const bool columns = problem.positions_fastest;
   int position_tiles = (problem.positions - 1) / (columns ? COLUMNS : ROWS) + 1;
   int channel_tiles = (out.channels - 1) / (columns ? ROWS : COLUMNS) + 1;
   dim3 grid(problem.images() * position_tiles * channel_tiles);
-  Args args{left, right, out, products, problem.images(), problem.heads, problem.positions, problem.num_bases, saturate};
+  Args args{left,          right,          out,
+            products,      problem.images(), problem.heads,
+            problem.positions, problem.num_bases, factor,
+            saturate};
   return with_math(problem, [&](auto math) {
     using Math = decltype(math);
     auto kernel = columns ? rank_k_products_kernel<Math, true> : rank_k_products_kernel<Math, false>;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import DTYPES, LAYOUTS, check, check_forward, make_bases, make_features
+from checks import DTYPES, LAYOUTS, check, check_forward, make_bases, make_features, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +47,7 @@ def test_sizes(positions, channels, num_bases, layout, dtype):
 
 
 @dtypes
-@pytest.mark.parametrize(("channels", "num_bases"), [(1, 1), (3, 1), (64, 7), (1, 16)])
+@pytest.mark.parametrize(("channels", "num_bases"), [(1, 1), (3, 1), (64, 7), (1, 16), (512, 64), (40, 200)])
 def test_a_single_position(channels, num_bases, dtype):
     check_forward(make_features((2, 1, channels), dtype), make_bases(channels, num_bases))
 
@@ -85,6 +85,22 @@ def test_weight(shape, dtype):
 def test_weight_of_stored_responsibilities(dtype):
     weight = torch.rand(2, 70, generator=torch.Generator().manual_seed(1))
     check(make_features((2, 70, 24), dtype, "image"), make_bases(24, 66), weight=weight, num_iters=2)
+
+
+@dtypes
+@pytest.mark.parametrize("num_bases", [6, 70])
+def test_weights_of_any_size(num_bases, dtype):
+    """Only their ratios matter without eps: a power of two in all weights changes no bit."""
+    x, bases = make_features((2, 70, 24), dtype), make_bases(24, num_bases)
+    weight = torch.rand(2, 70, generator=torch.Generator().manual_seed(1))
+    grads = make_features(x.shape, dtype, seed=3), make_features((2, 24, num_bases), torch.float32, seed=4)
+    of_size = {
+        size: run(ema_ops.em_attention, x, bases, *grads, None, weight=weight * size, eps=0.0, backend="cuda")
+        for size in (1.0, 2.0**-40, 2.0**40)
+    }
+    for small, expected, large in zip(of_size[2.0**-40], of_size[1.0], of_size[2.0**40], strict=True):
+        assert torch.equal(small, expected)
+        assert torch.equal(large, expected)
 
 
 def test_mask_of_every_head():

@@ -44,13 +44,15 @@ class Case(NamedTuple):
 
 CASES = {
     "fused": Case((2, 1, 150, 96), 64, bf16, weighted=True, options={"num_iters": 2}),
-    "fused fp16 image": Case((1, 2, 136, 130), 20, fp16, order="BCN", options={"num_iters": 3, "grad_iters": 2}),
+    "fused fp16 image": Case(
+        (1, 2, 136, 130), 20, fp16, order="BCN", weighted=True, options={"num_iters": 3, "grad_iters": 2}
+    ),
     "fused, rows not resident": Case((1, 1, 130, 512), 64, bf16, options={"num_iters": 1}),
     "odd rows of an image": Case((1, 1, 65, 72), 33, bf16, order="BCN", weighted=True, options={"num_iters": 2}),
     "odd rows": Case((1, 1, 70, 67), 17, fp16, options={"num_iters": 2}),
     "unaligned": Case((1, 1, 66, 64), 9, bf16, offset=3, options={"num_iters": 2}),
     "many bases": Case((1, 1, 140, 70), 200, bf16, weighted=True, options={"num_iters": 2}),
-    "many bases fp16 image": Case((2, 1, 70, 136), 129, fp16, order="BCN", options={"num_iters": 1}),
+    "many bases fp16 image": Case((2, 1, 70, 136), 129, fp16, order="BCN", weighted=True, options={"num_iters": 1}),
     "many channels": Case((1, 1, 66, 600), 12, fp16, options={"num_iters": 1, "scale": 0.2}),
     "little shared memory": Case(
         (1, 1, 140, 512), 64, bf16, shared_memory=99 << 10, options={"num_iters": 2, "scale": 0.3}

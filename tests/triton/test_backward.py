@@ -101,6 +101,22 @@ def test_weights(dtype):
     assert_gradients(make_features((2, 45, 24), dtype, "image"), make_bases(24, 9), weight=weight, num_iters=2)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_bases", [9, 70])
+def test_weights_of_any_size(num_bases, dtype):
+    """Only their ratios matter without eps: a power of two in all weights changes no bit."""
+    x, bases = make_features((2, 45, 24), dtype), make_bases(24, num_bases)
+    weight = torch.rand(2, 45, generator=torch.Generator().manual_seed(3))
+    results = []
+    for size in (1.0, 2.0**-40, 2.0**40):
+        leaves = x.clone().requires_grad_(), bases.clone().requires_grad_()
+        y, last = ema_ops.em_attention(*leaves, weight=weight * size, eps=0.0, backend="triton")
+        results.append((y, last, *torch.autograd.grad(y.float().square().sum() + last.sum(), leaves)))
+    for expected, small, large in zip(*results, strict=True):
+        assert torch.equal(small, expected)
+        assert torch.equal(large, expected)
+
+
 def test_mask_of_every_head():
     mask = torch.rand(1, 2, 41, generator=torch.Generator().manual_seed(4)) > 0.4
     x, bases = make_features((1, 2, 41, 16), torch.float32), make_bases(2, 16, 5)

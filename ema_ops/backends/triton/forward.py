@@ -22,11 +22,11 @@ def em_forward(problem: Problem, x: Tensor, bases: Tensor, weight: Tensor | None
     mass = torch.empty(problem.num_iters, *sizes[:2], sizes[3], dtype=torch.float32, device=problem.device)
     length, last = torch.empty_like(mass), torch.empty_like(path[0])
     path[0].copy_(bases)
-    features = Features.of(problem, x)
+    features, weights = Features.of(problem, x), Weights.of(problem, weight)
     z = empty_responsibilities(problem)
     for t in range(problem.num_iters):
         is_last = t + 1 == problem.num_iters
-        partials = iterate(problem, features, path[t], weight, None, z if is_last else None)
+        partials = iterate(problem, features, path[t], weights, None, z if is_last else None)
         partials.normalize(problem, last if is_last else path[t + 1], mass[t], length[t])
     return reconstruct(problem, x, z, last), last, path, mass, length
 
@@ -38,8 +38,8 @@ def em_step(
     sizes = (problem.batch, problem.heads, problem.channels, problem.num_bases)
     sums = torch.empty(sizes, dtype=torch.float32, device=problem.device)
     mass = torch.empty(*sizes[:2], sizes[3], dtype=torch.float32, device=problem.device)
-    features, bias = Features.of(problem, x), dense_bias(logit_bias)
-    iterate(problem, features, dense_matrices(bases), weight, bias).add(sums, mass)
+    features, weights, bias = Features.of(problem, x), Weights.of(problem, weight), dense_bias(logit_bias)
+    iterate(problem, features, dense_matrices(bases), weights, bias).add(sums, mass)
     return sums, mass
 
 
@@ -107,11 +107,35 @@ class Features(NamedTuple):
         }
 
 
+class Weights(NamedTuple):
+    """Weights [B, H, N], and the unit [B, H] they are counted in so that float16 holds what they multiply."""
+
+    tensor: Tensor | None = None
+    unit: Tensor | None = None  # None: 1
+
+    @classmethod
+    def of(cls, problem: Problem, weight: Tensor | None) -> Weights:
+        """`weight` itself, or in float16 counted in a power of two that makes the largest of an image 2^14 to 2^15."""
+        if weight is None or problem.dtype != torch.float16:
+            return cls(weight)
+        power = (weight.amax(-1).view(torch.int32) & 0x7F800000).view(torch.float32)
+        unit = power.clamp(2.0**-100, 2.0**126).contiguous() * 2.0**-14
+        return cls(weight / unit.unsqueeze(-1), unit)
+
+    @property
+    def arguments(self) -> tuple:
+        """Weights and their strides, as the kernels take them."""
+        return weight_arguments(self.tensor)
+
+
+UNWEIGHTED = Weights()
+
+
 def iterate(
     problem: Problem,
     features: Features,
     bases: Tensor,
-    weight: Tensor | None,
+    weights: Weights,
     logit_bias: Tensor | None,
     z: Tensor | None = None,
 ) -> Partials:
@@ -123,14 +147,14 @@ def iterate(
     if launch is None:
         z = empty_responsibilities(problem) if z is None else z
         e_step(problem, features, bases, logit_bias, z)
-        return m_step(problem, features, z, weight)
+        return m_step(problem, features, z, weights)
     splits = split_positions(problem, features, launch)
-    partials = Partials.empty(problem, splits)
+    partials = Partials.empty(problem, splits, unit=weights.unit)
     kernels.fused_step[(images(problem) * splits.number,)](
         *features.arguments,
         bases,
         *bases.stride()[:2],
-        *weight_arguments(weight),
+        *weights.arguments,
         logit_bias,
         z,
         partials.sums,
@@ -158,14 +182,14 @@ def e_step(problem: Problem, features: Features, bases: Tensor, logit_bias: Tens
     )
 
 
-def m_step(problem: Problem, features: Features, z: Tensor, weight: Tensor | None = None) -> Partials:
-    """The partial sums of weight * `z` [B * H, N, K], and of its products with the features."""
+def m_step(problem: Problem, features: Features, z: Tensor, weights: Weights = UNWEIGHTED) -> Partials:
+    """The partial sums of weights * `z` [B * H, N, K], and of its products with the features."""
     launch = settings.launch_of("m_step", problem)
     splits = split_positions(problem, features, launch)
-    partials = Partials.empty(problem, splits, features.channels)
+    partials = Partials.empty(problem, splits, features.channels, weights.unit)
     kernels.m_step[(images(problem) * splits.number * ceil_div(features.channels, launch.channels),)](
         *features.arguments,
-        *weight_arguments(weight),
+        *weights.arguments,
         z,
         partials.sums,
         partials.masses,

@@ -22,6 +22,7 @@ SLOTS_AT_ONCE = 16
 def add_slots(
     sums,
     masses,
+    unit,
     result,
     mass,
     length,
@@ -37,8 +38,8 @@ def add_slots(
 ):
     """One base of one image: sums [splits, K, C] and masses [splits, K] to a column of result [C, K], mass [K].
 
-    NORMALIZE divides the sums by the mass, then by their length over C, which goes to length [K]; otherwise the
-    sums are multiplied by `factor`.
+    Both are times the `unit` of the image, unless that is None. NORMALIZE divides the sums by the mass, then by their
+    length over C, which goes to length [K]; otherwise the sums are multiplied by `factor`.
     """
     program = tl.program_id(0)
     image, k = (program // K).to(tl.int64), program % K
@@ -53,6 +54,9 @@ def add_slots(
         total += tl.load(sums + s[:, None] * (K * C) + c[None, :], mask=(s < splits)[:, None] & (c < C), other=0.0)
         total_mass += tl.load(masses + s * K, mask=s < splits, other=0.0)
     column, weight = tl.sum(total, 0), tl.sum(total_mass, 0)
+    if unit is not None:
+        of_image = tl.load(unit + image)
+        column, weight = column * of_image, weight * of_image
     if NORMALIZE:
         column *= inverse(weight, eps, EPS_ADD)
         norm = tl.sqrt(tl.sum(column * column, 0))
@@ -70,14 +74,17 @@ class Partials:
 
     sums: Tensor  # [B * H, splits, K, C]
     masses: Tensor  # [B * H, splits, K]
+    unit: Tensor | None  # [B, H]: what they are counted in, None: 1
 
     @classmethod
-    def empty(cls, problem: Problem, splits: Splits, channels: int | None = None) -> Partials:
+    def empty(
+        cls, problem: Problem, splits: Splits, channels: int | None = None, unit: Tensor | None = None
+    ) -> Partials:
         """Uninitialised slots for features of `channels` channels (those of x, if not said)."""
         sizes = (problem.batch * problem.heads, splits.number, problem.num_bases)
         channels = problem.channels if channels is None else channels
         sums = torch.empty(*sizes, channels, dtype=torch.float32, device=problem.device)
-        return cls(sums, torch.empty(sizes, dtype=torch.float32, device=problem.device))
+        return cls(sums, torch.empty(sizes, dtype=torch.float32, device=problem.device), unit)
 
     def add(self, result: Tensor, mass: Tensor, factor: float = 1.0) -> None:
         """Write factor * sums to `result` [B, H, C, K] and the mass to `mass` [B, H, K], both dense float32."""
@@ -93,6 +100,7 @@ class Partials:
         add_slots[(images * num_bases,)](
             self.sums,
             self.masses,
+            self.unit,
             result,
             mass,
             length,

@@ -16,7 +16,7 @@ VARYING = (
     *("extra_batch", "extra_head", "extra_channel", "extra_base"),
 )
 # arguments read by single numbers, or small: their alignment is not worth one
-SMALL = ("bases", "weight", "logit_bias", "result", "mass", "length", "extra", "powers", "grad_mass")
+SMALL = ("bases", "weight", "unit", "logit_bias", "result", "mass", "length", "extra", "powers", "grad_mass")
 
 
 def kernel(function):
