@@ -65,10 +65,10 @@ def read_mask_matlab(path: Path, fields: Sequence[str]) -> np.ndarray:
     for field in fields:
         try:
             value = value[field]
-        except (KeyError, ValueError, IndexError):
+        except (KeyError, ValueError, IndexError, TypeError):
             raise DataError(f"mask {path} has no field {field}: expected the labels in {name}") from None
         # MATLAB knows matrices only: a structure is one of 1 x 1, and so is what it holds
-        if value.shape == (1, 1) and value.dtype.kind in "OV":
+        if isinstance(value, np.ndarray) and value.shape == (1, 1) and value.dtype.kind in "OV":
             value = value[0, 0]
     if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind not in "iu":
         raise DataError(f"mask {path} has {_described(value)} in {name}: expected a matrix of integers")

@@ -1,5 +1,6 @@
 """Batches and samples: the same for every number of workers, of processes, and for every place to start."""
 
+import pickle
 from itertools import islice
 
 import numpy as np
@@ -96,9 +97,11 @@ def test_fewer_pictures_than_a_batch_holds(root):
 
 
 def test_seed_matters(data):
-    (first,), (other,) = batches(data, 1), batches(data, 1, seed=8)
-    assert first.names != other.names or not torch.equal(first.images, other.images)
-    assert_equal(batches(data, 2), batches(data, 2))
+    (first,), (other,) = batches(data, 1, batch=10), batches(data, 1, batch=10, seed=8)
+    assert first.names != other.names, "the order"
+    crops = [dict(zip(batch.names, batch.images, strict=True)) for batch in (first, other)]
+    same = [name for name in data.names if torch.equal(crops[0][name], crops[1][name])]
+    assert len(same) < 4, "the augmentation"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -109,6 +112,12 @@ def test_global_random_state_is_left_alone(data, workers):
     list(evaluation_samples(data, workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], numpy_before)
+
+
+def test_workers_may_be_started_afresh(data):
+    """Where processes are not forked, the data set goes to them as a pickle."""
+    copy = pickle.loads(pickle.dumps(data))
+    assert_equal(batches(copy, 1), batches(data, 1))
 
 
 def test_nothing_is_read_of_skipped_batches(data, monkeypatch):

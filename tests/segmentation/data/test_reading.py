@@ -53,12 +53,23 @@ def test_cmyk_jpeg(tmp_path):
     assert np.abs(rgb(path).astype(int) - (200, 60, 20)).max() < 6
 
 
-@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3), (8, 1)])
-def test_exif_orientation(tmp_path, orientation, turns):
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, orientation):
+    """The tag says where the first row and column of the file belong."""
+    upright = {
+        1: COLOURS,
+        2: COLOURS[:, ::-1],
+        3: COLOURS[::-1, ::-1],
+        4: COLOURS[::-1],
+        5: COLOURS.swapaxes(0, 1),
+        6: np.rot90(COLOURS, -1),
+        7: COLOURS[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(COLOURS),
+    }
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(Image.fromarray(COLOURS), tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(rgb(path), np.rot90(COLOURS, turns))
+    assert np.array_equal(rgb(path), upright[orientation])
 
 
 def test_32_bit_pictures_are_refused(tmp_path):
