@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from .errors import DataError
+
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -19,7 +21,7 @@ class _Failure:
 
 
 class _Tasks(Dataset[Any], Generic[Key, Value]):
-    """`task(key)` as an item; an error of the input is handed over whole, as DataLoader would rewrite its message."""
+    """`task(key)` as an item; an error of a file is handed over whole, as DataLoader would rewrite its message."""
 
     def __init__(self, task: Callable[[Key], Value]):
         self.task = task
@@ -27,7 +29,7 @@ class _Tasks(Dataset[Any], Generic[Key, Value]):
     def __getitem__(self, key: Key) -> Value | _Failure:
         try:
             return self.task(key)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, DataError) as error:
             return _Failure(error)
 
 
