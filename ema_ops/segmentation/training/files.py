@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +28,10 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     # torch.save tells a full disk by a RuntimeError
     except (OSError, RuntimeError) as error:
+        reason = f"{_first_line(error)}; {shutil.disk_usage(path.parent).free / 2**20:.1f} MiB are free there"
         part.unlink(missing_ok=True)
         kept = "the one before it is kept" if path.exists() else "there was none before it"
-        raise OSError(f"{path} could not be written ({_first_line(error)}): {kept}") from error
+        raise OSError(f"{path} could not be written ({reason}): {kept}") from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise

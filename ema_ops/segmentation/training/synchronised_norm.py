@@ -7,7 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.nn.functional import all_reduce
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all ranks; every rank's loss depends on it, so gradients are summed over them too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = x.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        total = grad.clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
@@ -28,12 +44,12 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         count = wide.new_tensor([wide.numel() / wide.shape[1]])
-        sums = all_reduce(torch.cat([wide.sum((0, 2, 3)), count]), group=self.group)
+        sums = _SumOverRanks.apply(torch.cat([wide.sum((0, 2, 3)), count]), self.group)
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centred = wide - mean[:, None, None]
         # a second sum, as the difference of two large numbers would lose the digits of the variance
-        variance = all_reduce(centred.square().sum((0, 2, 3)), group=self.group) / count
+        variance = _SumOverRanks.apply(centred.square().sum((0, 2, 3)), self.group) / count
         self._follow(mean.detach(), variance.detach() * count / (count - 1).clamp_min(1))
         y = centred * (variance + self.eps).rsqrt()[:, None, None]
         if self.affine:
