@@ -7,7 +7,17 @@ import time
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import CLASSES, finish, losses, make_config, rows, run_train, run_train_killed_in_save, start
+from training_runs import (
+    CLASSES,
+    finish,
+    losses,
+    make_config,
+    rows,
+    run_train,
+    run_train_killed_in_save,
+    run_train_slowly,
+    start,
+)
 
 from ema_ops.segmentation.models.checkpoints import load_network
 from ema_ops.segmentation.training import train
@@ -55,9 +65,8 @@ def test_killed_at_random_moments(config, whole):
     run = config(STEPS)
     kills = 0
     for _ in range(4):
-        kills += (
-            kill_somewhere(start(run_train, run, (run.out / "latest.pt").exists()), run.out, rng) == -signal.SIGKILL
-        )
+        process = start(run_train_slowly, run, (run.out / "latest.pt").exists())
+        kills += kill_somewhere(process, run.out, rng) == -signal.SIGKILL
     assert kills >= 3
     assert finish(start(run_train, run, True)) == 0
     assert_same_run(run.out, whole)

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from ema_ops.segmentation.config import load_config
 from ema_ops.segmentation.training import train
+from ema_ops.segmentation.training.logging import Log
 
 CLASSES = ("background", "red", "blue")
 HEIGHT, WIDTH = 24, 32
@@ -107,6 +109,18 @@ def _quietly(target, *args):
 
 def run_train(config, resume=False):
     """`train`, for `start`."""
+    train(config, resume=resume)
+
+
+def run_train_slowly(config, resume):
+    """`train` with steps of at least 20 ms, so that there is time to kill it in the middle."""
+    add = Log.step
+
+    def step(*args):
+        time.sleep(0.02)
+        add(*args)
+
+    Log.step = step
     train(config, resume=resume)
 
 
