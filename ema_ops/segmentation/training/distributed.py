@@ -102,10 +102,9 @@ def world(device: str | None = None) -> Iterator[World]:
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=place)
     else:
         dist.init_process_group("gloo")
-    try:
-        yield World(dist.get_rank(), dist.get_world_size(), place, dist.group.WORLD)
-    finally:
-        dist.destroy_process_group()
+    yield World(dist.get_rank(), dist.get_world_size(), place, dist.group.WORLD)
+    # not after an error: this would wait for processes that still wait for this one
+    dist.destroy_process_group()
 
 
 def find_device(name: str | None, local_rank: int = 0) -> torch.device:

@@ -79,6 +79,8 @@ class _Run:
         self.step, self.validated = 0, 0
         self.best: Best | None = None
         _check_share(config, place)
+        if not resume:
+            check_new(config.out)
         self.train_set, self.val_set = (
             open_dataset(config.data.kind, config.data.root, split, **config.data.options)
             for split in (config.data.train_split, config.data.val_split)
@@ -88,8 +90,6 @@ class _Run:
         self.training = TrainingStep(self.network, self.optimizer, place, config.training)
         if resume:
             self._restore()
-        else:
-            check_new(config.out)
         place.on_main(self._prepare_out)
 
     def go(self, stop: StopRequest) -> Summary:
