@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("info", "bench", "demo", "data", "train", "evaluate", "predict")
+COMMANDS = ("info", "bench", "demo", "data", "train", "evaluate", "predict", "validate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

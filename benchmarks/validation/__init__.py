@@ -1,0 +1,1 @@
+"""Accuracy validation of the segmentation network: `ema-ops validate`, one report."""

@@ -1,0 +1,124 @@
+"""The trainings of the report: each in a folder of its own, and kept once done."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ema_ops.segmentation.config import load_config
+from ema_ops.segmentation.data import open_dataset
+from ema_ops.segmentation.data.generated.drawing import build
+from ema_ops.segmentation.evaluation import evaluate
+from ema_ops.segmentation.models import load_network
+from ema_ops.segmentation.training import train
+
+from .variants import NUM_ITERS, Variant
+
+RECIPE = "generated"
+OUTCOME = "outcome.json"
+DATA_SEED = 0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Pictures of the generated set, and training steps."""
+
+    train: int = 2000
+    val: int = 200
+    steps: int = 1000
+    judgements: int = 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one training: mIoU of the last network, on the way, and with other T at evaluation."""
+
+    variant: Variant
+    mean_iou: float
+    curve: list[tuple[int, float]]
+    by_iters: dict[int, float]
+
+
+def train_all(
+    variants: Sequence[Variant],
+    folder: Path,
+    budget: Budget,
+    *,
+    device: str,
+    jobs: int,
+    progress: Callable[[Outcome], object] = lambda _: None,
+) -> list[Outcome]:
+    """Train every variant, `jobs` at a time, under `folder`; what is there already is read. In the order of `variants`.
+
+    `progress` is called with each outcome as it comes.
+    """
+    data = folder / "data"
+    if not (data / OUTCOME).is_file():
+        build(data, train=budget.train, val=budget.val, seed=DATA_SEED)
+        (data / OUTCOME).write_text(json.dumps(asdict(budget)))
+    elif json.loads((data / OUTCOME).read_text()) != asdict(budget):
+        raise ValueError(f"{data} was made for another budget: expected {budget}; choose another folder")
+    threads = max(1, torch.get_num_threads() // jobs)
+    one = partial(_train_one, folder=folder, budget=budget, device=device, threads=threads)
+    found = {}
+    with _pool(jobs) as run_each:
+        for outcome in run_each(one, variants):
+            found[outcome.variant] = outcome
+            progress(outcome)
+    return [found[variant] for variant in variants]
+
+
+@contextmanager
+def _pool(jobs: int) -> Iterator[Callable[..., Iterable[Outcome]]]:
+    """Something like `map`: in this process, or in fresh interpreters, as a user would start them."""
+    if jobs == 1:
+        yield map
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
+        yield pool.imap_unordered
+
+
+def _train_one(variant: Variant, *, folder: Path, budget: Budget, device: str, threads: int) -> Outcome:
+    out = folder / variant.folder
+    if (out / OUTCOME).is_file():
+        return _read(variant, out)
+    config = load_config(
+        RECIPE,
+        [
+            *variant.sets,
+            f"out={out}",
+            f"data.root={folder / 'data'}",
+            f"training.steps={budget.steps}",
+            f"training.validate_every={max(1, budget.steps // budget.judgements)}",
+            f"training.device={device}",
+            f"training.threads={threads}",
+            "training.pictures=0",
+        ],
+    )
+    train(config, resume=(out / "latest.pt").is_file())
+    network, _ = load_network(out / "latest.pt")
+    validation = open_dataset(config.data.kind, config.data.root, config.data.val_split, **config.data.options)
+    by_iters = {}
+    attention = network.get_submodule("unit.attention")
+    for iters in NUM_ITERS:
+        attention.num_iters = iters  # type: ignore[assignment]
+        by_iters[iters] = evaluate(network, validation, batch=16, device=device).mean_iou
+    with open(out / "validation.csv", newline="") as file:
+        curve = [(int(row["step"]), float(row["mean_iou"])) for row in csv.DictReader(file)]
+    outcome = Outcome(variant, by_iters[variant.num_iters], curve, by_iters)
+    (out / OUTCOME).write_text(json.dumps(asdict(outcome)))
+    return outcome
+
+
+def _read(variant: Variant, out: Path) -> Outcome:
+    kept = json.loads((out / OUTCOME).read_text())
+    by_iters = {int(iters): value for iters, value in kept["by_iters"].items()}
+    return Outcome(variant, kept["mean_iou"], [(step, value) for step, value in kept["curve"]], by_iters)
