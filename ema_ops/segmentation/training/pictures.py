@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...functional import responsibilities
 from ...layers import EMAUnit
@@ -19,8 +20,9 @@ _BASES = 4
 def judged_pictures(network: nn.Module, dataset: SegmentationDataset, count: int) -> dict[str, np.ndarray]:
     """The first `count` pictures of `dataset`, uint8 [H, n * W, 3] by name.
 
-    From left to right: the picture, its mask and the prediction in the colours of the data set (white: ignored), and
-    the responsibilities of the bases with the largest share, if the network has an `EMAUnit`, black 0 to white 1.
+    From left to right: the picture, its mask and the prediction in the colours of the data set (white: ignored), and,
+    if the network has an `EMAUnit`, the responsibilities of the bases that vary most over the picture, each stretched
+    from its lowest (black) to its highest (white).
     """
     device = next(network.parameters()).device
     dtype = next(network.parameters()).dtype
@@ -41,7 +43,7 @@ def judged_pictures(network: nn.Module, dataset: SegmentationDataset, count: int
 
 
 def _judged(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Logits [1, C, H, W] of one image [1, 3, H, W], and maps [H, W] of the responsibilities of some bases."""
+    """Logits [1, C, H, W] of one image [1, 3, H, W], and maps [H, W] of some bases, 0 to 1."""
     unit = getattr(network, "unit", None)
     if not isinstance(unit, EMAUnit):
         return network(images), []
@@ -52,7 +54,8 @@ def _judged(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     _, bases = unit.attention(x, None, None, True)
     heads = x.unflatten(1, (bases.shape[1], -1)).flatten(3).transpose(2, 3).contiguous()
     shares = responsibilities(heads, bases.to(heads.dtype), scale=unit.attention.scale)[0].float()
-    largest = shares.mean((0, 1)).topk(min(_BASES, shares.shape[-1])).indices
-    maps = shares.mean(0)[:, largest].T.unflatten(1, x.shape[2:])
-    resized = torch.nn.functional.interpolate(maps[None], size=images.shape[2:], mode="bilinear", align_corners=False)
-    return logits, list(resized[0].clamp(0, 1))
+    chosen = shares.std(1).mean(0).topk(min(_BASES, shares.shape[-1])).indices
+    maps = shares.mean(0)[:, chosen].T
+    low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
+    maps = ((maps - low) / (high - low).clamp_min(1e-12)).unflatten(1, x.shape[2:])
+    return logits, list(F.interpolate(maps[None], size=images.shape[2:], mode="bilinear", align_corners=False)[0])
