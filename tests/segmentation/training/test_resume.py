@@ -89,7 +89,7 @@ def test_killed_in_the_middle_of_saving(config, whole, half_written):
 
 def test_harmless_settings_may_change(config, whole):
     run = config(STEPS)
-    assert finish(start(run_train_killed_in_save, run, False, 5, False)) == -signal.SIGKILL
+    assert finish(start(run_train_killed_in_save, run, False, 20, False)) == -signal.SIGKILL
     changed = config(STEPS, "data.workers=2", "training.save_every=7", "training.log_every=3", "training.pictures=0")
     assert finish(start(run_train, changed, True)) == 0
     assert_same_run(run.out, whole)
