@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
 import ema_ops
+
+from .extras import require
 
 HELP = "measure time and memory of EM attention against its rivals (run it from the repository)"
 
@@ -59,9 +60,7 @@ def find_benchmarks() -> None:
         raise ValueError(
             f"there is no benchmarks/microbenchmark.py in {Path.cwd()}: expected to run from the repository of ema_ops"
         )
-    missing = [name for name in ("matplotlib", "tqdm") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"{' and '.join(missing)} not installed: expected `pip install 'ema_ops[bench]'`")
+    require("bench")
 
 
 def image_size(text: str) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import inspect
 import json
 import os
@@ -11,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .extras import require
+
 if TYPE_CHECKING:
     from ..segmentation.data import Report
 
 HELP = "find every broken file of a data set, or make the generated set"
-
-_NEEDED = {"segmentation": ("PIL", "scipy", "tqdm", "yaml"), "demo": ("skimage", "sklearn")}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action is None:
         args.print_help()
         return 0
-    _require("segmentation")
+    require("segmentation")
     if args.action == "check":
         return _check(args)
     if args.action == "generate":
@@ -79,7 +78,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    _require("demo")
+    require("demo")
     from tqdm import tqdm
 
     from ..segmentation.data.generated import build
@@ -147,9 +146,3 @@ def _as_json(kind: str, root: Path, split: str, report: Report) -> dict[str, Any
         "classes": classes,
         "ignored_pixels": report.ignored,
     }
-
-
-def _require(extra: str) -> None:
-    missing = [name for name in _NEEDED[extra] if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"not installed: {', '.join(missing)}: expected `pip install 'ema_ops[{extra}]'`")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 
-HELP = "train four small networks on real pixels and write a report, or show the bases over your own picture"
+from .extras import require
 
-_NEEDED = ("jinja2", "matplotlib", "PIL", "skimage", "sklearn", "torchmetrics", "tqdm")
+HELP = "train four small networks on real pixels and write a report, or show the bases over your own picture"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0, or 1 when the microbenchmark found a wrong result; bad input raises ValueError or OSError naming it."""
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"not installed: {', '.join(missing)}: expected `pip install 'ema_ops[demo]'`")
+    require("demo")
     if args.seed < 0:
         raise ValueError(f"seed is {args.seed}: expected 0 or more")
     from ..demo import report

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data import parsed_option
-from .inference_options import add_inference_options, inference, load, require
+from .extras import require
+from .inference_options import add_inference_options, inference, load
 
 if TYPE_CHECKING:
     from ..segmentation.data import SegmentationDataset
@@ -30,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table and write the report; 0. Raises ValueError or OSError for bad input."""
-    require(("PIL", "torchmetrics", "tqdm", "yaml", "matplotlib"), "segmentation")
+    require("segmentation")
     from tqdm import tqdm
 
     from ..segmentation.data import open_dataset

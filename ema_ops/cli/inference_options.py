@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,13 +38,6 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=("float32", "bfloat16", "float16"), default="float32", help="default: float32")
     add("--channels-last", action="store_true", help="that memory order, often faster with tensor cores")
     add("--device", help="cpu, cuda or cuda:0 (default: cuda if there is one)")
-
-
-def require(packages: Sequence[str], extra: str) -> None:
-    """Raise ValueError unless all `packages` of the `extra` are installed."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"not installed: {', '.join(missing)}: expected `pip install 'ema_ops[{extra}]'`")
 
 
 def inference(args: argparse.Namespace) -> Inference:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .inference_options import add_inference_options, inference, load, require
+from .extras import require
+from .inference_options import add_inference_options, inference, load
 
 if TYPE_CHECKING:
     from ..segmentation.evaluation.drawing import Painter
@@ -49,12 +50,12 @@ def run(args: argparse.Namespace) -> int:
 
     Raises ValueError or OSError for bad input.
     """
-    require(("PIL", "torchmetrics", "tqdm"), "segmentation")
+    require("segmentation")
     if not args.input.exists():
         raise FileNotFoundError(f"{args.input} does not exist: expected a picture, a folder or a video")
     is_video = args.input.is_file() and args.input.suffix.lower() in VIDEO_SUFFIXES
     if is_video:
-        require(("av",), "video")
+        require("video")
     if args.out.exists() and not args.out.is_dir():
         raise NotADirectoryError(f"out is {args.out}, a file: expected a folder")
     if args.input.is_dir() and args.out.resolve() == args.input.resolve():

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .extras import require
+
 HELP = "train a segmentation network from a config file or a recipe, alone or under torchrun"
-_NEEDED = {
-    "PIL": "pillow",
-    "pydantic": "pydantic",
-    "tensorboard": "tensorboard",
-    "torchmetrics": "torchmetrics",
-    "tqdm": "tqdm",
-    "yaml": "pyyaml",
-}
 _EXAMPLES = """examples:
   ema-ops train --recipes
   ema-ops data generate data/generated && ema-ops train --config generated
@@ -42,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """0; 1 when a loss was not finite; 130 or 143 when a signal stopped it. Raises ValueError or OSError naming the
     key or file at fault."""
-    _check_installed()
+    require("segmentation")
     from ..segmentation.config import load_config
     from ..segmentation.training import train
 
@@ -75,7 +68,7 @@ class _ShowRecipes(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         try:
-            _check_installed()
+            require("segmentation")
         except ValueError as error:
             parser.error(str(error))
         from ..segmentation.config import load_config, recipes
@@ -88,9 +81,3 @@ class _ShowRecipes(argparse.Action):
                 print(f"    mIoU {figures}: {config.published.source}")
                 print(f"    {config.published.status}")
         parser.exit()
-
-
-def _check_installed() -> None:
-    missing = [package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ValueError(f"not installed: {', '.join(missing)}: expected `pip install 'ema_ops[segmentation]'`")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from .bench import find_benchmarks
+from .extras import require
 
 HELP = "validate the accuracy of the segmentation network and write a report (run it from the repository)"
 PARTS = ("checkpoints", "trainings", "cost")
@@ -28,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """0, or 1 when a comparison with another implementation failed. Raises ValueError for bad options."""
     find_benchmarks()
+    require("demo")
     from benchmarks.validation.run import Plan, validate
 
     return validate(
