@@ -102,6 +102,8 @@ def finish(process, timeout=60) -> int:
 
 
 def _quietly(target, *args):
+    # what data loading starts is forked, as in a process that a user starts
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     target(*args)
