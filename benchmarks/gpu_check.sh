@@ -1,23 +1,24 @@
 #!/usr/bin/env bash
 # The one script for a machine with a GPU: build, GPU tests, sanitizers, microbenchmark, report. It needs no network.
 #
-# Usage: benchmarks/gpu_check.sh FOLDER [STAGE...]    stages: tests triton random sanitizer bench; all without one
+# Usage: benchmarks/gpu_check.sh FOLDER [STAGE...]    stages: tests triton random sanitizer bench
+#        validation; all but the last without one
 # Before any stage the core is built (nothing to do the second time); behind them comes the report. Every stage takes
 # less than ten minutes with both, each part ends by itself, and all parts run: the status is 1 if any of them failed.
 #
 #   PYTHON                the interpreter, python3 without it; with torch, numpy, pytest, matplotlib, tqdm, and to build
-#                         the core setuptools, pybind11, ninja and nvcc
+#                         the core setuptools, pybind11, ninja and nvcc; for validation all of ema_ops[demo]
 #   EMA_OPS_WHEELS        a folder of wheels for what is missing of these
 #   EMA_OPS_CUDA_ARCHS    what to compile for; this GPU without it
 #   EMA_OPS_COMMIT        names the commit where the copy has no git
 # Where nothing can be built, a core that is already there is used: ema_ops/_C.*.so for this Python.
 set -u
-stages="tests triton random sanitizer bench"
+stages="tests triton random sanitizer bench validation"
 [ $# -ge 1 ] || { echo "usage: $0 FOLDER [STAGE...], with stages of: $stages" >&2; exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 shift
 cd "$(dirname "$0")/.." || exit 2
-chosen=${*:-$stages}
+chosen=${*:-${stages% validation}}
 for stage in $chosen; do
   case " $stages " in *" $stage "*) ;; *) echo "stage is '$stage': expected of $stages" >&2; exit 2 ;; esac
 done
@@ -117,6 +118,9 @@ for stage in $chosen; do
       bench contiguous 60 --memory-order contiguous "${sizes[@]}" "${modes[@]}" --peers --out "$out"
       bench constant-work 110 --memory-order channels_last --shapes constant-work --mode forward backward --peers \
         --backends cuda triton --out "$out/constant_work" ;;
+    validation)
+      part validation 560 validation.txt "$python" -m ema_ops validate --device cuda --ablation-seeds 1 --jobs 4 \
+        --out "$out/validation" ;;
   esac
 done
 timeout -k 10 60 "$python" -m benchmarks.gpu_report "$out" "${parts[@]}"
