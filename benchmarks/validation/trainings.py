@@ -23,7 +23,7 @@ from ema_ops.segmentation.training import train
 from .variants import NUM_ITERS, Variant
 
 RECIPE = "generated"
-OUTCOME = "outcome.json"
+OUTCOME, BUDGET = "outcome.json", "budget.json"
 DATA_SEED = 0
 
 
@@ -61,10 +61,10 @@ def train_all(
     `progress` is called with each outcome as it comes.
     """
     data = folder / "data"
-    if not (data / OUTCOME).is_file():
+    if not (data / BUDGET).is_file():
         build(data, train=budget.train, val=budget.val, seed=DATA_SEED)
-        (data / OUTCOME).write_text(json.dumps(asdict(budget)))
-    elif json.loads((data / OUTCOME).read_text()) != asdict(budget):
+        (data / BUDGET).write_text(json.dumps(asdict(budget)))
+    elif json.loads((data / BUDGET).read_text()) != asdict(budget):
         raise ValueError(f"{data} was made for another budget: expected {budget}; choose another folder")
     threads = max(1, torch.get_num_threads() // jobs)
     one = partial(_train_one, folder=folder, budget=budget, device=device, threads=threads)
