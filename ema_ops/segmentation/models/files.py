@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -120,4 +121,7 @@ def _reason(error: Exception) -> str:
     asked_for = re.search(r"GLOBAL (\S+)", str(error))
     if asked_for:
         return f"it holds a Python object ({asked_for[1]}), expected tensors and plain values only"
+    # torch's own words advise to read it in an unsafe way
+    if isinstance(error, UnpicklingError):
+        return "it is neither a whole zip nor pickle file of tensors"
     return f"it cannot be read ({str(error).partition(chr(10))[0] or type(error).__name__})"
