@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -122,6 +121,6 @@ def _reason(error: Exception) -> str:
     if asked_for:
         return f"it holds a Python object ({asked_for[1]}), expected tensors and plain values only"
     # torch's own words advise to read it in an unsafe way
-    if isinstance(error, UnpicklingError):
+    if "weights_only" in str(error):
         return "it is neither a whole zip nor pickle file of tensors"
     return f"it cannot be read ({str(error).partition(chr(10))[0] or type(error).__name__})"
