@@ -28,10 +28,12 @@ class Inference:
     picture; with several views their softmax probabilities are averaged, all with the same weight. The multi-scale
     evaluation of the paper was never published, so nobody can say whether it averaged the same.
 
-    "whole" shows the network the whole view, with zeros (the mean colour) below and to the right up to a size of
-    1 mod output stride as in the official evaluation; they are cut off the logits again. Networks without
-    `options["output_stride"]` get no padding. "slide" shows it windows; where they overlap their logits are averaged.
-    Windows at the border are moved inside, views smaller than a window are padded to it.
+    "whole" shows the network the whole view, with zeros (the mean colour) below and to the right; they are cut off the
+    logits again. The padded size is 1 mod output stride as in the official evaluation, or a multiple of the output
+    stride where the network does not align corners, as mmsegmentation's pictures and crops are: cells and pixels then
+    lie on each other as in training. Networks without `options["output_stride"]` get no padding. "slide" shows it
+    windows; where they overlap their logits are averaged. Windows at the border are moved inside, views smaller than a
+    window are padded to it.
 
     Attributes:
         scales: factors of height and width, each at least 1 pixel.
@@ -128,7 +130,7 @@ class Inference:
 
     def _whole(self, network: nn.Module, view: Tensor) -> Tensor:
         height, width = view.shape[-2:]
-        padded = _padded(view, *(padded_size(edge, _output_stride(network)) for edge in (height, width)))
+        padded = _padded(view, *(padded_size(edge, *_grid(network)) for edge in (height, width)))
         return self._forward(network, padded)[..., :height, :width]
 
     def _slide(self, network: nn.Module, view: Tensor) -> Tensor:
@@ -160,9 +162,9 @@ class Inference:
             return network(images)
 
 
-def padded_size(edge: int, output_stride: int) -> int:
-    """The least size from `edge` on that is 1 mod `output_stride`: features then lie on the corners of the picture."""
-    return edge + (1 - edge) % output_stride
+def padded_size(edge: int, output_stride: int, remainder: int) -> int:
+    """The least size from `edge` on that is `remainder` mod `output_stride`."""
+    return edge + (remainder - edge) % output_stride
 
 
 def window_starts(edge: int, length: int, step: int) -> list[int]:
@@ -191,9 +193,10 @@ def _padded(images: Tensor, height: int, width: int) -> Tensor:
     return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
 
 
-def _output_stride(network: nn.Module) -> int:
+def _grid(network: nn.Module) -> tuple[int, int]:
+    """Output stride, and what is left of a size with whole cells: 1 if the corners are cells, 0 if they are edges."""
     options = getattr(network, "options", None) or {}
-    return options.get("output_stride", 1)
+    return options.get("output_stride", 1), int(options.get("align_corners", True))
 
 
 def _checked_scales(scales: Any) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ema_ops.segmentation.evaluation import Inference
 from ema_ops.segmentation.evaluation.inference import evaluation_mode, padded_size, window_starts
+from ema_ops.segmentation.models import EMANet
 
 
 class Spy(nn.Module):
@@ -45,8 +46,9 @@ def resized(images, size, antialias=False):
 
 
 def test_padded_sizes():
-    assert [padded_size(edge, 8) for edge in (1, 2, 8, 9, 10, 375, 513)] == [1, 9, 9, 9, 17, 377, 513]
-    assert [padded_size(edge, 1) for edge in (1, 7)] == [1, 7]
+    assert [padded_size(edge, 8, 1) for edge in (1, 2, 8, 9, 10, 375, 513)] == [1, 9, 9, 9, 17, 377, 513]
+    assert [padded_size(edge, 8, 0) for edge in (1, 8, 9, 375, 512)] == [8, 8, 16, 376, 512]
+    assert [padded_size(edge, 1, remainder) for edge in (1, 7) for remainder in (0, 1)] == [1, 1, 7, 7]
 
 
 def test_whole_pads_with_the_mean_to_one_mod_output_stride(images):
@@ -58,6 +60,21 @@ def test_whole_pads_with_the_mean_to_one_mod_output_stride(images):
     assert not seen[..., 13:, :].any()
     assert not seen[..., 22:].any()
     torch.testing.assert_close(probabilities, softmax(images), rtol=0, atol=1e-6)
+
+
+def test_whole_pads_to_a_multiple_where_corners_are_not_aligned(images):
+    spy = Spy(output_stride=8)
+    spy.options["align_corners"] = False
+    Inference().classes(spy, images, 2)
+    assert spy.seen[0].shape == (2, 3, 16, 24)
+
+
+def test_pictures_as_mmsegmentation_trains_them_are_not_padded():
+    torch.manual_seed(0)
+    network = EMANet(4, "small", 4, 4, head="mmsegmentation", channels=8).eval()
+    images = torch.randn(1, 3, 16, 32)
+    expected = network(images).softmax(dim=1)
+    torch.testing.assert_close(Inference().probabilities(network, images), expected)
 
 
 def test_whole_as_it_is_without_output_stride(images):
