@@ -75,7 +75,8 @@ class Predictor:
         host = torch.empty(classes.shape, dtype=classes.dtype, pin_memory=True)
         host.copy_(classes, non_blocking=True)
         arrived = torch.cuda.Event()
-        arrived.record()
+        # the device need not be the current one
+        arrived.record(torch.cuda.current_stream(self.device))
         return _Started(group, host, arrived)
 
 
