@@ -17,9 +17,8 @@ from torch.nn.utils import get_total_norm
 
 from ..config import TrainingConfig
 from ..data import IGNORE, Batch
+from ..evaluation.inference import PRECISIONS
 from .distributed import World
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,13 @@ class StepResult:
     """What a step found, over the pictures of all processes and all accumulated parts.
 
     `loss` is what was differentiated, the auxiliary loss included with its weight; `auxiliary_loss` is None without an
-    auxiliary classifier. `skipped`: float16 gradients overflowed, and the parameters stayed as they were.
+    auxiliary classifier. Where `gradient_norm` is not finite, scaled float16 gradients overflowed, and the parameters
+    stayed as they were.
     """
 
     loss: float
     auxiliary_loss: float | None
     gradient_norm: float
-    skipped: bool = False
 
 
 class NotFiniteError(ArithmeticError):
@@ -94,11 +93,12 @@ class TrainingStep:
         # one wait for the device, for everything that is read
         total, auxiliary_total, norm = torch.cat([self.world.total(losses), norm.reshape(1).double()]).tolist()
         result = StepResult(total, auxiliary_total if has_auxiliary else None, norm)
-        if not math.isfinite(total) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+        # float16 gradients may overflow as long as their scale can be halved: the scaler then leaves the step out
+        if not math.isfinite(total) or not (math.isfinite(norm) or self.scaler.get_scale() > 1):
             raise NotFiniteError(result)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return result if math.isfinite(norm) else StepResult(total, result.auxiliary_loss, norm, skipped=True)
+        return result
 
     def parts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """The accumulated parts of `batch` on the device, images in the dtype and memory order of the network."""
@@ -116,7 +116,7 @@ class TrainingStep:
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the network's forward."""
         enabled = self.config.precision != "float32"
-        return torch.autocast(self.world.device.type, DTYPES[self.config.precision], enabled=enabled)
+        return torch.autocast(self.world.device.type, PRECISIONS[self.config.precision], enabled=enabled)
 
     def _summing_gradients(self, *, done: bool) -> AbstractContextManager[Any]:
         """Gradients go over the processes once, with the last part."""

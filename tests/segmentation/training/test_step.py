@@ -122,6 +122,18 @@ def test_float16_needs_cuda():
     check_precision("float16", torch.device("cuda"))
 
 
+def test_scaled_gradients_may_overflow_until_the_scale_is_one():
+    training, batch = make_training(), make_batch()
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    training.network.classifier.weight.register_hook(lambda gradient: gradient * torch.inf)
+    before = {name: p.detach().clone() for name, p in training.network.named_parameters()}
+    assert not any(torch.tensor(training(batch, step).gradient_norm).isfinite() for step in (1, 2))
+    assert training.scaler.get_scale() == 1
+    with pytest.raises(NotFiniteError):
+        training(batch, 3)
+    torch.testing.assert_close(dict(training.network.named_parameters()), before, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_nothing_moves_when_something_is_not_finite(where):
     training, batch = make_training(), make_batch()
