@@ -89,9 +89,11 @@ def world(device: str | None = None) -> Iterator[World]:
             of its local rank.
 
     Raises:
-        ValueError: no such device here.
+        ValueError: no such device here, or one GPU for several processes.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if device is not None and ":" in device and size > 1:
+        raise ValueError(f"device is {device!r} for {size} processes: expected 'cuda', the GPU of each local rank")
     place = find_device(device, local_rank)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield World(0, 1, place)
@@ -114,7 +116,9 @@ def find_device(name: str | None, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device is {name!r}: expected cpu, cuda or cuda:1") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}: expected cpu, cuda or cuda:1")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank)
     count = torch.cuda.device_count()

@@ -169,5 +169,12 @@ def cannot_save(config, folder):
 def test_unknown_device_is_named(config):
     with pytest.raises(ValueError, match=r"device is 'cuda:9': expected a device that is there, PyTorch sees \d+ GPUs"):
         train(config("training.device=cuda:9"))
-    with pytest.raises(ValueError, match=r"device is 'gpu': expected cpu, cuda or cuda:1"):
-        train(config("training.device=gpu"))
+    for name in ("gpu", "meta"):
+        with pytest.raises(ValueError, match=rf"device is '{name}': expected cpu, cuda or cuda:1"):
+            train(config(f"training.device={name}"))
+
+
+def test_one_gpu_is_not_for_several_processes(config, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=r"device is 'cuda:0' for 4 processes: expected 'cuda', the GPU of each local"):
+        train(config("training.device=cuda:0"))
