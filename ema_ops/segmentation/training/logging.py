@@ -53,9 +53,9 @@ def _rows(path: Path, keep_until: int) -> list[list[str]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        _, *rows = csv.reader(file)
-    # a row that was cut short belongs to a step after the last checkpoint
-    return [row for row in rows if row and row[0].isdecimal() and int(row[0]) <= keep_until]
+        columns, *rows = csv.reader(file)
+    # a row that was cut short belongs to a step after the last checkpoint, even if 1 is all that is left of 12
+    return [row for row in rows if len(row) == len(columns) and int(row[0]) <= keep_until]
 
 
 class Log:

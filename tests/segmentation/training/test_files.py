@@ -142,6 +142,13 @@ def test_table_keeps_rows_of_the_past(tmp_path):
     assert path.read_text().split() == ["step,loss,other", "1,0.1,", "2,0.2,", "3,7.0,8.0"]
 
 
+def test_row_cut_to_a_step_of_the_past_is_dropped(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("step,loss\n1,0.5\n2,0.25\n1")
+    Table(path, ("loss",), keep_until=2).close()
+    assert path.read_text().split() == ["step,loss", "1,0.5", "2,0.25"]
+
+
 def test_table_of_a_new_run_is_empty(tmp_path):
     (tmp_path / "log.csv").write_text("step,loss\n1,2\n")
     Table(tmp_path / "log.csv", ("loss",), keep_until=0).close()
