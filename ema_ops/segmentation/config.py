@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..layers import PRESETS, EMAttention
+from .evaluation import Inference
 
 RECIPES = Path(__file__).with_name("recipes")
 """The folder of the recipes, `NAME.yaml` each."""
@@ -148,6 +149,11 @@ class EvaluationConfig(_Section):
     mode: Literal["whole", "slide"] = "whole"
     window: Size | None = None
     stride: Size | None = None
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> EvaluationConfig:
+        Inference(**self.model_dump())
+        return self
 
 
 class Published(_Section):

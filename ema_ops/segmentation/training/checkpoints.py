@@ -16,6 +16,7 @@ LATEST, BEST = "latest.pt", "best.pt"
 _HARMLESS = (
     "out",
     "data.root",
+    "data.options.sbd",
     "data.workers",
     "model.backbone_weights",
     "published",

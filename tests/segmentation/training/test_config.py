@@ -90,6 +90,8 @@ def test_config_of_a_run_reads_back(tmp_path):
         (DATA + "optimizer: {lr: 0.1, min_lr: 1}", "optimizer.min_lr is 1.0: expected at most lr = 0.1"),
         (DATA + "training: {precision: float64}", "training.precision is 'float64': expected 'float32', 'bfloat16' or"),
         ("data: {kind: voc, root: x, scales: [2, 1]}", "data.scales is [2.0, 1.0]: expected the smaller one first"),
+        (DATA + "evaluation: {mode: slide}", "evaluation.window is None with mode 'slide': expected (height, width)"),
+        (DATA + "evaluation: {window: 9}", "evaluation.window is (9, 9) with mode 'whole': expected mode 'slide'"),
         ("data: 3", "data is 3: expected a section with kind, root,"),
         ("- a\n- b", "holds ['a', 'b']: expected a mapping with the sections out, model,"),
         ("out: {a", "is not YAML: while parsing"),
@@ -128,7 +130,8 @@ def test_unknown_recipe_names_the_others():
 
 def test_harmless_changes_are_no_changes():
     before = load_config("generated").plain()
-    now = load_config("generated", ["out=b", "data.workers=3", "training.device=cuda", "data.root=c"]).plain()
+    sets = ("out=b", "data.workers=3", "training.device=cuda", "data.root=c", "data.options.sbd=d")
+    now = load_config("generated", sets).plain()
     assert changed_settings(before, now) == []
     now = load_config("generated", ["model.layer.eps=1e-3", "data.flip=true", "data.options.a=1"]).plain()
     assert changed_settings(before, now) == [
