@@ -104,7 +104,7 @@ def _train_one(variant: Variant, *, folder: Path, budget: Budget, device: str, t
         ],
     )
     train(config, resume=(out / "latest.pt").is_file())
-    network, _ = load_network(out / "latest.pt")
+    network, _ = load_network(out / "latest.pt", backend=variant.backend)
     validation = open_dataset(config.data.kind, config.data.root, config.data.val_split, **config.data.options)
     by_iters = {}
     attention = network.get_submodule("unit.attention")

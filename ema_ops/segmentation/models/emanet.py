@@ -32,6 +32,10 @@ HEADS = {
 }
 
 
+# of the process that runs the network, so a checkpoint does not keep them
+_NOT_KEPT = ("average_group", "backend")
+
+
 class EMANet(nn.Module):
     """Semantic segmentation with EM attention: images [B, 3, H, W] to logits [B, num_classes, H, W].
 
@@ -45,7 +49,7 @@ class EMANet(nn.Module):
     Convolutions start as in the two published codes, the backbone's with Kaiming normal numbers.
 
     `options` holds the arguments that make the same network again, as plain values; defaults that depend on others
-    are filled in. `norm_layer` and `average_group` are not among them.
+    are filled in. `norm_layer`, `average_group` and `backend` are not among them: they may differ on another machine.
 
     Args:
         num_classes: classes, and channels of the logits.
@@ -120,7 +124,7 @@ class EMANet(nn.Module):
             ),
             "multi_grid": None if multi_grid is None else list(multi_grid),
             "stem_channels": stem_channels,
-            **{name: value for name, value in layer_options.items() if name != "average_group"},
+            **{name: value for name, value in layer_options.items() if name not in _NOT_KEPT},
         }
 
         stage3_channels, in_channels = self.backbone.channels

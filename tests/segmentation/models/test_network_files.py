@@ -39,6 +39,13 @@ def test_there_and_back(saved):
     assert content["network"].keys() == network.state_dict().keys()
 
 
+def test_a_file_does_not_ask_for_the_backend_it_was_trained_with(tmp_path):
+    save_network(tmp_path / "network.pt", EMANet(**SMALL, backend="cuda"), classes=CLASSES)
+    network, checkpoint = load_network(tmp_path / "network.pt")
+    assert "backend" not in checkpoint.model
+    assert network(torch.randn(1, 3, 17, 17)).isfinite().all()
+
+
 def test_overrides_win(saved):
     path, network = saved
     again, _ = load_network(path, num_iters=5, output_stride=8, backend="torch")
