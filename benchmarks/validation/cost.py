@@ -33,7 +33,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cost:
-    """One measured row: median milliseconds, and MiB at the peak beyond network, batch and optimizer state."""
+    """One measured row: median milliseconds, and MiB at the peak of a step beyond what lies there between steps.
+
+    That is the network, the batch and, in training, the gradients and the state of the optimizer.
+    """
 
     context: str
     mode: str

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ema_ops.backends import MODULES, load
 from ema_ops.demo.page import Figure, write
+from ema_ops.segmentation.training.distributed import find_device
 
 from .. import environment
 from . import checkpoints, cost, plots
@@ -70,7 +71,7 @@ def validate(plan: Plan) -> int:
     Raises:
         ValueError: the device, a seed or the number of jobs does not fit.
     """
-    device = _device(plan.device)
+    device = find_device(plan.device)
     if plan.ablation_seeds is not None and not 1 <= plan.ablation_seeds <= len(plan.seeds):
         raise ValueError(
             f"ablation_seeds is {plan.ablation_seeds}: expected 1 to the number of seeds, {len(plan.seeds)}"
@@ -100,13 +101,6 @@ def validate(plan: Plan) -> int:
     return 0 if all(check.passed for check in content["checks"] or []) else 1
 
 
-def _device(name: str | None) -> torch.device:
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {name!r}: expected cpu, this machine has no usable GPU")
-    return device
-
-
 def _costs(plan: Plan, device: torch.device) -> dict[str, Any]:
     setting = QUICK_SETTING if plan.quick else cost.Setting()
     with tqdm(desc="cost", unit="run") as bar:
@@ -116,7 +110,10 @@ def _costs(plan: Plan, device: torch.device) -> dict[str, Any]:
             bar.update()
 
         rows = cost.costs(setting, device, tell)
-    caption = "Median time, and the highest sum of allocations during a step beyond network, batch and optimizer state."
+    caption = (
+        "Median time, and the highest sum of allocations during a step beyond what lies there between steps: network, "
+        "batch, gradients, and the state of the optimizer."
+    )
     return {"costs": rows, "setting": setting, "cost_figure": Figure(plots.cost(rows), caption)}
 
 

@@ -108,6 +108,7 @@ def test_report_opens_in_a_browser(report, tmp_path):
         (["--seeds", "1", "1"], "seeds are \\(1, 1\\)"),
         (["--ablation-seeds", "4"], "ablation_seeds is 4: expected 1 to the number of seeds, 3"),
         (["--seeds", "-1"], "seeds are \\(-1,\\)"),
+        (["--device", "cuda:99"], "device is 'cuda:99': expected a device that is there"),
     ],
 )
 def test_bad_options(arguments, message, tmp_path, capsys):
