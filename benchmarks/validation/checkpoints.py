@@ -45,6 +45,12 @@ def checks() -> list[Check]:
     return [*_official_network(), *_mmsegmentation_head(), *_mmsegmentation_module()]
 
 
+def vectors(name: str) -> dict[str, Tensor]:
+    """The arrays of tests/vectors/NAME.npz as tensors, all but names."""
+    with np.load(VECTORS / f"{name}.npz", allow_pickle=False) as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files if file[key].dtype.kind in "fi"}
+
+
 def official_weights(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     """The weights behind `official_emanet50_s8.npz`, float64, from the keys and shapes of the official network."""
     return {key: torch.from_numpy(np.asarray(_draw(key, tuple(shape)))) for key, shape in shapes.items()}
@@ -64,7 +70,7 @@ def _draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _official_network() -> list[Check]:
-    numbers = _vectors("official_emanet50_s8")
+    numbers = vectors("official_emanet50_s8")
     network = EMANet(backbone="resnet50", output_stride=8, **PRESETS["official"]).double().eval()
     theirs = convert_state_dict(network.state_dict(), target="official", scope="network")
     weights = official_weights({key: value.shape for key, value in theirs.items()})
@@ -85,7 +91,7 @@ def _official_network() -> list[Check]:
 
 
 def _mmsegmentation_head() -> list[Check]:
-    numbers = _vectors("mmseg_emahead")
+    numbers = vectors("mmseg_emahead")
     theirs = {f"decode_head.{k.removeprefix('state.')}": v for k, v in numbers.items() if k.startswith("state.")}
     state = convert_state_dict(theirs, source="mmsegmentation", scope="network")
     in_channels, (_, channels, num_bases) = numbers["x"].shape[1], state["unit.attention.bases"].shape
@@ -110,7 +116,7 @@ def _mmsegmentation_head() -> list[Check]:
 
 
 def _mmsegmentation_module() -> list[Check]:
-    numbers = _vectors("mmseg_emahead")
+    numbers = vectors("mmseg_emahead")
     channels, num_bases = numbers["state.ema_module.bases"].shape[1:]
     layer = EMAttention(channels, num_bases, **PRESETS["mmsegmentation"]).double().eval()
     layer.bases.copy_(numbers["state.ema_module.bases"])
@@ -124,11 +130,6 @@ def _mmsegmentation_module() -> list[Check]:
             Check(f"running bases after step {step}", _error(layer.bases, numbers[f"module.bases_after{step}"]), 1e-12),
         ]
     return found
-
-
-def _vectors(name: str) -> dict[str, Tensor]:
-    with np.load(VECTORS / f"{name}.npz", allow_pickle=False) as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files if file[key].dtype.kind in "fi"}
 
 
 def _error(ours: Tensor, theirs: Tensor) -> float:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from published_weights import official_weights, vectors
 
+from benchmarks.validation.checkpoints import official_weights, vectors
 from ema_ops import PRESETS
 from ema_ops.interop import convert_state_dict
 from ema_ops.segmentation.models import EMANet, emanet, export_network, read_checkpoint
