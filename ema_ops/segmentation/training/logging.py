@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,31 @@ class Log:
         self.validations.close()
         self._steps_board.close()
         self._validations_board.close()
+
+
+class Speed:
+    """Pictures a second since the last `restart`, over the time that was `measured`."""
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was measured so far."""
+        self._steps, self._seconds = 0, 0.0
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Count the block as one step."""
+        started = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - started
+        self._steps += 1
+
+    @property
+    def images(self) -> float:
+        """Pictures of all processes a second."""
+        return self._steps * self._batch / self._seconds
 
 
 def memory(device: torch.device) -> float | None:

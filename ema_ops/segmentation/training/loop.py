@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from .checkpoints import BEST, LATEST, check_new, fingerprint, read_training
 from .distributed import World, world
 from .failure import failure_report, summary, write_report
 from .files import remove_parts, replacing
-from .logging import Log, memory
+from .logging import Log, Speed, memory
 from .optimizer import learning_rate, make_optimizer, set_learning_rate
 from .pictures import judged_pictures
 from .step import NotFiniteError, StepResult, TrainingStep
@@ -128,7 +127,7 @@ class _Run:
     def _steps(self, bar: tqdm[Any], stop: StopRequest) -> int | None:
         """Train until the end or a signal, and return that."""
         config = self.config.training
-        speed = _Speed(config.batch)
+        speed = Speed(config.batch)
         batches = self._batches()
         for step in range(self.step + 1, config.steps + 1):
             with speed.measured():
@@ -232,7 +231,7 @@ class _Run:
         signals = self.world.gather(stop.signal) if self.world.any(stop.signal is not None) else []
         return next((signal for signal in signals if signal is not None), None)
 
-    def _tell(self, bar: tqdm[Any], result: StepResult, rate: float, speed: _Speed) -> None:
+    def _tell(self, bar: tqdm[Any], result: StepResult, rate: float, speed: Speed) -> None:
         if self.log is None:
             return
         self.log.step(self.step, result, rate)
@@ -271,28 +270,6 @@ class _Run:
     def _bar(self) -> tqdm[Any]:
         steps = self.config.training.steps
         return tqdm(total=steps, initial=self.step, desc="training", unit="step", disable=not self.world.is_main)
-
-
-class _Speed:
-    """Pictures a second since the last `restart`, over the time that was `measured`."""
-
-    def __init__(self, batch: int) -> None:
-        self._batch = batch
-        self.restart()
-
-    def restart(self) -> None:
-        self._steps, self._seconds = 0, 0.0
-
-    @contextmanager
-    def measured(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._seconds += time.perf_counter() - started
-        self._steps += 1
-
-    @property
-    def images(self) -> float:
-        return self._steps * self._batch / self._seconds
 
 
 def _check_share(config: Config, place: World) -> None:
