@@ -45,9 +45,9 @@ class Painter:
         if "background" in self.names:
             foreground = classes != self.names.index("background")
             painted = Image.composite(painted, picture, Image.fromarray(foreground))
-        self._draw_legend(
-            painted, [label for label in np.unique(classes).tolist() if self.names[label] != "background"]
-        )
+        # what is no class, pixels that are ignored, has no name
+        named = [label for label in np.unique(classes).tolist() if label < len(self.names)]
+        self._draw_legend(painted, [label for label in named if self.names[label] != "background"])
         return painted
 
     def _draw_legend(self, picture: Image.Image, labels: Sequence[int]) -> None:

@@ -45,7 +45,8 @@ def evaluate(
         progress: called with the number of pictures of every batch of this rank.
 
     Raises:
-        ValueError, TypeError: an option does not fit, or network and data set have different numbers of classes.
+        ValueError, TypeError: an option does not fit, network and data set have different numbers of classes, or the
+            network has logits that are NaN.
         OSError: a picture cannot be read, or does not fit into the memory of the device.
     """
     inference = Inference(scales, flip, mode, window, stride, precision, channels_last)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..data import IGNORE
+
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The scales of the paper's multi-scale results, together with mirrored pictures."""
 
@@ -80,6 +82,8 @@ class Inference:
     def classes(self, network: nn.Module, images: Tensor, num_classes: int) -> Tensor:
         """The most probable class of every pixel, uint8 [B, H, W], of normalised `images` [B, 3, H, W].
 
+        Pixels whose logits are NaN have no class but `IGNORE`; float16 may overflow.
+
         Raises ValueError when the network does not tell `num_classes` classes apart.
         """
         views = list(self._views())
@@ -87,7 +91,8 @@ class Inference:
         scores = self._logits(network, images, *views[0]) if len(views) == 1 else self.probabilities(network, images)
         if scores.shape[1] != num_classes:
             raise ValueError(f"the network has {scores.shape[1]} classes: expected {num_classes} as the data set")
-        return scores.argmax(dim=1).to(torch.uint8)
+        best, classes = scores.max(dim=1)
+        return classes.to(torch.uint8).masked_fill_(best.isnan(), IGNORE)
 
     @torch.no_grad()
     def probabilities(self, network: nn.Module, images: Tensor) -> Tensor:

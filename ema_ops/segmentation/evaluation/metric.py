@@ -74,7 +74,10 @@ class ConfusionCounter:
         self._pixels = 0
 
     def update(self, predictions: Tensor, masks: Tensor) -> None:
-        """Count `predictions` and `masks`, both uint8 [B, H, W] on the device; `IGNORE` in the masks is left out."""
+        """Count `predictions` and `masks`, both uint8 [B, H, W] on the device; `IGNORE` in the masks is left out.
+
+        Raises ValueError, now or in a later call, for `IGNORE` in the predictions: the network told no class.
+        """
         self._waiting.append((predictions.flatten(), masks.flatten()))
         self._pixels += masks.numel()
         if self._pixels >= self.PIXELS:
@@ -91,6 +94,8 @@ class ConfusionCounter:
 
     def _count(self) -> None:
         predictions, masks = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        if (predictions == IGNORE).any():
+            raise ValueError("the network has logits that are NaN: expected numbers, maybe too large for float16")
         with _counting_as_usual():
             self._metric.update(predictions, masks)
         self._waiting, self._pixels = [], 0

@@ -33,7 +33,7 @@ class Frame(Generic[Key]):
 
 @dataclass(frozen=True, eq=False)
 class Prediction(Generic[Key]):
-    """A judged picture: `pixels` uint8 [H, W, 3] and `classes` uint8 [H, W]."""
+    """A judged picture: `pixels` uint8 [H, W, 3] and `classes` uint8 [H, W], `IGNORE` where the logits are NaN."""
 
     key: Key
     pixels: np.ndarray

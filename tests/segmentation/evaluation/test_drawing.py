@@ -34,6 +34,12 @@ def test_overlay_paints_class_0_of_another_name():
     assert (np.asarray(painter.overlay(np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.uint8))) == 200).all()
 
 
+def test_pixels_without_a_class_are_painted_too(painter):
+    classes = np.full((120, 200), 255, np.uint8)
+    picture = np.asarray(painter.overlay(np.zeros((120, 200, 3), np.uint8), classes))
+    assert (picture == np.round(voc_palette()[255] * 0.25)).all()
+
+
 def test_legend_names_the_classes_that_are_there(painter):
     pixels, classes = np.full((120, 200, 3), 255, np.uint8), np.zeros((120, 200), np.uint8)
     assert (np.asarray(painter.overlay(pixels, classes)) == 255).all()

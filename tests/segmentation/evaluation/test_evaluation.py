@@ -1,5 +1,6 @@
 """`evaluate` on a data set: the same result whatever the batch, and the workers."""
 
+import copy
 import shutil
 
 import pytest
@@ -78,6 +79,16 @@ def test_wrong_number_of_classes(network, root):
     other = open_dataset("folder", root, "all", num_classes=4)
     with pytest.raises(ValueError, match="the network has 3 classes: expected 4 as the data set"):
         evaluate(network, other)
+
+
+def test_logits_that_are_no_numbers_are_told(network, dataset):
+    broken = copy.deepcopy(network)
+    with torch.no_grad():
+        broken.classifier.bias[0] = torch.nan
+    with pytest.raises(
+        ValueError, match="the network has logits that are NaN: expected numbers, maybe too large for float16"
+    ):
+        evaluate(broken, dataset)
 
 
 def test_wrong_batch(network, dataset):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ema_ops.segmentation.data import IGNORE
 from ema_ops.segmentation.evaluation import Inference
 from ema_ops.segmentation.evaluation.inference import evaluation_mode, padded_size, window_starts
 from ema_ops.segmentation.models import EMANet
@@ -89,6 +90,13 @@ def test_classes_are_the_most_probable(images):
         assert classes.dtype == torch.uint8
         assert torch.equal(classes, inference.probabilities(Spy(), images).argmax(dim=1).to(torch.uint8))
         assert len(classes.unique()) == 2
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_pixels_whose_logits_are_no_numbers_have_no_class(images, flip):
+    images[0, 1, 5, 7] = torch.nan
+    classes = Inference(flip=flip).classes(Spy(), images, 2)
+    assert (classes == IGNORE).nonzero().tolist() == [[0, 5, 7]]
 
 
 def test_number_of_classes_is_checked(images):
