@@ -16,7 +16,7 @@ _EXAMPLES = """examples:
   ema-ops train --recipes
   ema-ops data generate data/generated && ema-ops train --config generated
   ema-ops train --config voc_resnet101 --set data.root=VOCdevkit/VOC2012 --set model.backbone_weights=resnet101.pth
-  torchrun --nproc-per-node 4 -m ema_ops train --config voc_resnet101 --resume
+  torchrun --nproc-per-node 4 -m ema_ops train --config voc_resnet101
 """
 
 
