@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -33,7 +34,11 @@ def curves(outcomes: Sequence[Outcome]) -> bytes:
 def ablations(answers: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
     """One panel a question: the mIoU of every seed for every answer, and a line through the means."""
     figure = Figure(figsize=(12, 3.2 * -(-len(answers) // 2)), layout="constrained")
-    grid = [figure.add_subplot(-(-len(answers) // 2), 2, place) for place in range(1, len(answers) + 1)]
+    shape = (-(-len(answers) // 2), 2)
+    grid: list[Any] = []
+    for place in range(1, len(answers) + 1):
+        # one scale for all, so that noise looks as small as it is
+        grid.append(figure.add_subplot(*shape, place, sharey=grid[0] if grid else None))
     for axes, (question, by_answer) in zip(grid, answers.items(), strict=True):
         for place, values in enumerate(by_answer.values()):
             axes.plot([place] * len(values), values, "o", color=DOT, alpha=0.7)
