@@ -97,12 +97,8 @@ void bind_tensors(py::module_& m) {
 
 void bind_plan(py::module_& m) {
   py::class_<Device>(m, "Device")
-      .def(py::init([](int major, int minor, int multiprocessors, int shared_memory) {
-             return Device{major, minor, multiprocessors, shared_memory};
-           }),
-           "major"_a, "minor"_a, "multiprocessors"_a, "shared_memory"_a)
-      .def_readonly("major", &Device::major)
-      .def_readonly("minor", &Device::minor)
+      .def(py::init([](int multiprocessors, int shared_memory) { return Device{multiprocessors, shared_memory}; }),
+           "multiprocessors"_a, "shared_memory"_a)
       .def_readonly("multiprocessors", &Device::multiprocessors)
       .def_readonly("shared_memory", &Device::shared_memory);
   // Writable, so that tests can launch the kernels in every way that they promise to work.

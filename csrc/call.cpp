@@ -26,9 +26,7 @@ IterationSpace::IterationSpace(const Problem& problem, const Plan& plan, bool ke
       responsibilities(nullptr),
       weighted_responsibilities(nullptr),
       weight_maxima(nullptr),
-      slots(problem, int64_t{plan.iteration.fused ? plan.iteration.splits : plan.m_step.splits} *
-                         padded_channels(problem.channels),
-            plan.iteration.splits, arena) {
+      slots(problem, plan.iteration, plan.m_step, arena) {
   const bool stored = !plan.iteration.fused;
   if (keeps || (stored && !problem.weighted)) responsibilities = arena.take(responsibility_bytes(problem));
   if (stored && problem.weighted) weighted_responsibilities = arena.take(responsibility_bytes(problem));
@@ -82,6 +80,27 @@ Partials Call::iterate(const Features& x, const Weight& weight, const float* log
     check("m_step", m_step(problem, plan.m_step, x, left, space.slots.sums, stream));
     partials.sum_splits = plan.m_step.splits;
   }
+  return partials;
+}
+
+void Call::respond(const Features& x, const void* logit_rows, const float* logit_bias, void* responsibilities,
+                   float* masses) const {
+  EStep io;
+  io.x = x;
+  io.logit_rows = logit_rows;
+  io.logit_bias = logit_bias;
+  io.responsibilities = responsibilities;
+  io.masses = masses;
+  check("e_step", e_step(problem, plan.e_step, io, stream));
+}
+
+Partials Call::multiply(const MStepPlan& m_step_plan, const Features& features, const void* responsibilities,
+                        const Slots& slots) const {
+  check("m_step", m_step(problem, m_step_plan, features, responsibilities, slots.sums, stream));
+  Partials partials;
+  partials.sums = slots.sums;
+  partials.sum_splits = m_step_plan.splits;
+  partials.sum_factor = 1 / RESPONSIBILITY_SCALE;
   return partials;
 }
 

@@ -47,6 +47,14 @@ struct Call {
   Partials iterate(const Features& x, const Weight& weight, const float* logit_bias, bool keeps,
                    const IterationSpace& space) const;
 
+  // E-step alone: responsibilities [G, N, Kp]. `masses` is memory for its partial masses.
+  void respond(const Features& x, const void* logit_rows, const float* logit_bias, void* responsibilities,
+               float* masses) const;
+
+  // features^T responsibilities, into the slots' sums.
+  Partials multiply(const MStepPlan& m_step_plan, const Features& features, const void* responsibilities,
+                    const Slots& slots) const;
+
   // The gradient of the logits, and with `m_step` also x^T times it. Fills in the slots of `gradient`.
   Partials backward(const EStepPlan& e_step_plan, EStepGradient gradient, bool m_step, const Slots& slots) const;
 };

@@ -76,18 +76,10 @@ void em_backward(const Call& call, const Backward& io, Arena workspace) {
     call.pack(io.path + (stop + i) * matrices, problem.channels, problem.scale, products.right(2 * i + 1));
   call.pack(io.bases, problem.channels, 1, space.value_rows);
 
-  EStep e;
-  e.x = io.x;
-  e.logit_rows = products.right(2 * pairs - 1);
-  e.responsibilities = products.left(2 * pairs - 2);
-  e.masses = space.slots.masses;
-  call.check("e_step", e_step(problem, plan.e_step, e, call.stream));
-  call.check("m_step", m_step(problem, plan.m_step, io.grad_y, e.responsibilities, space.slots.sums, call.stream));
-
+  void* responsibilities = products.left(2 * pairs - 2);
+  call.respond(io.x, products.right(2 * pairs - 1), nullptr, responsibilities, space.slots.masses);
   SumsGradient sums;
-  sums.partials.sums = space.slots.sums;
-  sums.partials.sum_splits = plan.m_step.splits;
-  sums.partials.sum_factor = 1 / RESPONSIBILITY_SCALE;
+  sums.partials = call.multiply(plan.m_step, io.grad_y, responsibilities, space.slots);
   sums.extra = io.grad_bases;
   sums.bases = io.bases;
   sums.powers = space.powers;
@@ -98,15 +90,7 @@ void em_backward(const Call& call, const Backward& io, Arena workspace) {
     sums.length = io.length + t * columns;
     sums.rows = products.right(2 * pair);
     call.check("normalize_gradient", normalize_gradient(problem, sums, call.stream));
-    EStepGradient e_step;
-    e_step.x = io.x;
-    e_step.weight = io.weight;
-    e_step.logit_rows = products.right(2 * pair + 1);
-    e_step.sums_rows = sums.rows;
-    e_step.powers = space.powers;
-    e_step.grad_mass = space.grad_mass;
-    e_step.responsibilities = products.left(2 * pair);
-    e_step.grad_logits = products.left(2 * pair + 1);
+    EStepGradient e_step = products.iteration(pair, io.x, io.weight, sums);
     if (t == last) {
       e_step.grad_y = io.grad_y;
       e_step.value_rows = space.value_rows;

@@ -15,10 +15,7 @@ struct StepBackwardSpace {
 
   StepBackwardSpace(const Problem& problem, const Plan& plan, Arena& arena)
       : products(problem, 2, arena),
-        slots(problem,
-              int64_t{plan.gradient.fused ? plan.gradient.splits : plan.m_step.splits} *
-                  padded_channels(problem.channels),
-              plan.gradient.splits, arena),
+        slots(problem, plan.gradient, plan.m_step, arena),
         powers(arena.take_floats(per_base(problem))),
         grad_mass(arena.take_floats(per_base(problem))) {}
 };
@@ -81,16 +78,8 @@ void em_step_backward(const Call& call, const StepBackward& io, Arena workspace)
   sums.powers = space.powers;
   sums.grad_mass = space.grad_mass;
   call.check("normalize_gradient", normalize_gradient(problem, sums, call.stream));
-  EStepGradient e_step;
-  e_step.x = io.x;
-  e_step.weight = io.weight;
-  e_step.logit_rows = products.right(1);
+  EStepGradient e_step = products.iteration(0, io.x, io.weight, sums);
   e_step.logit_bias = io.logit_bias;
-  e_step.sums_rows = products.right(0);
-  e_step.powers = space.powers;
-  e_step.grad_mass = space.grad_mass;
-  e_step.responsibilities = products.left(0);
-  e_step.grad_logits = products.left(1);
   const Partials partials = call.backward(call.plan.gradient, e_step, true, space.slots);
   call.check("add_partials",
              add_partials(problem, problem.channels, partials, io.grad_bases, io.grad_logit_bias, call.stream));
@@ -109,13 +98,7 @@ void em_reconstruct(const Call& call, const Reconstruct& io, Arena workspace) {
   const ReconstructSpace space(problem, call.plan, workspace);
   call.pack(io.logit_bases, problem.channels, problem.scale, space.logit_rows);
   call.pack(io.value_bases, problem.value_channels, 1, space.value_rows);
-  EStep e;
-  e.x = io.x;
-  e.logit_rows = space.logit_rows;
-  e.logit_bias = io.logit_bias;
-  e.responsibilities = space.responsibilities;
-  e.masses = space.masses;
-  call.check("e_step", e_step(problem, call.plan.e_step, e, call.stream));
+  call.respond(io.x, space.logit_rows, io.logit_bias, space.responsibilities, space.masses);
   call.check("rank_k_products",
              rank_k_products(problem, 1, space.responsibilities, space.value_rows, 1 / RESPONSIBILITY_SCALE, io.y,
                              false, call.stream));
@@ -144,12 +127,7 @@ void em_reconstruct_backward(const Call& call, const ReconstructBackward& io, Ar
   const Partials logits = call.backward(plan.value_gradient, e_step, true, space.slots);
   call.check("add_partials", add_partials(problem, problem.channels, logits, io.grad_logit_bases, io.grad_logit_bias,
                                           call.stream));
-  call.check("m_step", m_step(problem, plan.value_m_step, io.grad_y, space.responsibilities, space.slots.sums,
-                              call.stream));
-  Partials values;
-  values.sums = space.slots.sums;
-  values.sum_splits = plan.value_m_step.splits;
-  values.sum_factor = 1 / RESPONSIBILITY_SCALE;
+  const Partials values = call.multiply(plan.value_m_step, io.grad_y, space.responsibilities, space.slots);
   call.check("add_partials",
              add_partials(problem, problem.value_channels, values, io.grad_value_bases, nullptr, call.stream));
   call.check("rank_k_products", rank_k_products(problem, 1, space.products.left(0), space.products.right(0), 1,

@@ -5,13 +5,12 @@
 namespace ema {
 namespace {
 
-constexpr int CHUNK_BYTES = 128;                 // of a row of features or bases
 constexpr int FEATURE_BYTES = TILE * CHUNK_BYTES;
 constexpr int Z_BYTES = TILE * CHUNK_BYTES;      // 64 responsibilities of a tile, for the fused M-step
 constexpr int RESERVED_BYTES = 1024;             // what CUDA takes of the shared memory for every block
 constexpr int MAX_SLOTS = 3;                     // of a pipeline whose stages are used once
 constexpr int FLOAT32_TILES = 8;                 // of a split of an M-step, added one position after the other
-constexpr int FUSED_BASES = 64, FUSED_CHUNKS = 8;
+constexpr int FUSED_CHUNKS = 8;                  // one for every warp of a small block
 
 int64_t ceil_div(int64_t numerator, int64_t denominator) { return (numerator + denominator - 1) / denominator; }
 
@@ -41,10 +40,9 @@ struct SplitCost {
 };
 
 int chunk_elements(const Problem& problem) { return CHUNK_BYTES / element_size(problem.dtype); }
-// Of up to 64 bases and of up to 256: a block of 8 and one of 16 warps.
-bool is_small(const Problem& problem) { return problem.num_bases <= 64; }
+bool is_small(const Problem& problem) { return problem.num_bases <= SMALL_BASES; }
 int rows_tile(const Problem& problem) { return is_small(problem) ? 64 : 256; }
-int statistics_bytes(const Problem& problem) { return is_small(problem) ? 2048 : 6144; }
+int statistics_bytes(const Problem& problem) { return is_small(problem) ? SMALL_BLOCK_BYTES : LARGE_BLOCK_BYTES; }
 int64_t tile_count(const Problem& problem) { return ceil_div(problem.positions, TILE); }
 
 // The slots of a fused E-step, features of a whole tile and as many of the next ones as fit; false if none do.
@@ -93,7 +91,7 @@ EStepPlan plan_e_step(const Problem& problem, const Device& device, const EStepW
   const int row_bytes = rows_of_chunk * rows_tile(problem) * CHUNK_BYTES;
   const int64_t chunks = ceil_div(problem.channels, chunk_elements(problem));
   const bool may_fuse = work.m_step && !work.has_values && element_size(problem.dtype) == 2 &&
-                        problem.num_bases <= FUSED_BASES && chunks <= FUSED_CHUNKS;
+                        is_small(problem) && chunks <= FUSED_CHUNKS;
   const int64_t value_chunks = work.has_values ? ceil_div(problem.value_channels, chunk_elements(problem)) : 0;
   EStepPlan plan;
   if (!may_fuse || !fuse(plan, problem, static_cast<int>(chunks), row_bytes, device))

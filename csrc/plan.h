@@ -5,13 +5,16 @@
 namespace ema {
 
 struct Device {
-  int major = 8, minor = 0;
   int multiprocessors = 108;
   int shared_memory = 163 << 10;  // bytes that one block may use
 };
 
 constexpr int TILE = 64;          // positions of a tile
+constexpr int CHUNK_BYTES = 128;  // of a row of features or bases: what goes through shared memory at once
 constexpr int WEIGHT_PARTS = 32;  // of an image, in each of which the largest weight is looked for
+
+// Up to SMALL_BASES bases a block has 8 warps, above 16. Bytes of shared memory for what it knows of rows and bases:
+constexpr int SMALL_BASES = 64, SMALL_BLOCK_BYTES = 2048, LARGE_BLOCK_BYTES = 6144;
 
 // Launch of e_step and e_step_gradient: one block per image and split, tile after tile.
 struct EStepPlan {

@@ -41,7 +41,7 @@ struct Problem {
 inline int element_size(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 EMA_HOST_DEVICE inline int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }
 
-// Bases lie in memory as rows [images, padded_bases, padded_channels] in the dtype of the features, zero beyond K and C.
+// Bases lie in memory as rows [images, padded_bases, padded_channels] in the dtype of x, zero beyond K and C.
 EMA_HOST_DEVICE inline int padded_bases(int num_bases) { return round_up(num_bases, 64); }
 EMA_HOST_DEVICE inline int padded_channels(int channels) { return round_up(channels, 64); }
 

@@ -42,6 +42,11 @@ struct Slots {
   Slots(const Problem& problem, int64_t sum_channels, int mass_splits, Arena& arena)
       : sums(arena.take_floats(per_base(problem) * sum_channels)),
         masses(arena.take_floats(per_base(problem) * mass_splits)) {}
+
+  // For an E-step, or its gradient, and the M-step after it.
+  Slots(const Problem& problem, const EStepPlan& e_step, const MStepPlan& m_step, Arena& arena)
+      : Slots(problem, int64_t{e_step.fused ? e_step.splits : m_step.splits} * padded_channels(problem.channels),
+              e_step.splits, arena) {}
 };
 
 }  // namespace ema

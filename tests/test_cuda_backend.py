@@ -48,7 +48,8 @@ def test_cuda_comes_first():
         ({"num_bases": 257}, "K is 257: expected at most 256"),
         ({"device": torch.device("cpu")}, "device is cpu: expected a CUDA device"),
         ({"batch": 2**26}, "B is 67108864"),
-        ({"positions": 2**31 - 1, "channels": 1024, "batch": 8}, "N 2147483647"),
+        ({"positions": 2**31 - 1}, "N is 2147483647: expected at most 2147483392"),
+        ({"positions": 2**30, "channels": 1024, "batch": 8}, "N 1073741824"),
     ],
     ids=str,
 )

@@ -5,8 +5,6 @@
 
 namespace ema {
 
-constexpr int CHUNK_BYTES = 128;
-
 // A chunk of a tile of features: [TILE, CHUNK], or [CHUNK, TILE] when the positions are fastest.
 template <class Math, bool POSITIONS_FASTEST>
 struct FeatureChunk {

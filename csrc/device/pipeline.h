@@ -10,8 +10,8 @@ struct Pipeline {
 
   EMA_DEVICE explicit Pipeline(int total) : total(total) {}
 
-  // Makes piece i ready for the whole block, and starts those before `limit` with load(piece): their slots are free once
-  // the block has left piece i - 1. All threads of the block take part.
+  // Makes piece i ready for the whole block, and starts those before `limit` with load(piece): their slots are free
+  // once the block has left piece i - 1. All threads of the block take part.
   template <class Load>
   EMA_DEVICE void advance(int i, int limit, Load load) {
     // with few slots piece i itself may still have to wait for the block

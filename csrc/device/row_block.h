@@ -71,9 +71,14 @@ struct RowBlock {
   }
 };
 
-// The block for up to 64 bases, and the one for up to 256: as many warps as keep a row in registers.
+// The block for up to SMALL_BASES bases, and the one for up to 256: as many warps as keep a row in registers.
 using SmallBlock = RowBlock<4, 2>;
 using LargeBlock = RowBlock<8, 4>;
+template <class Block>
+constexpr int BLOCK_BYTES = (Block::STATISTICS + Block::MASSES) * static_cast<int>(sizeof(float));
+static_assert(SmallBlock::BASES == SMALL_BASES, "the plan counts on another size");
+static_assert(BLOCK_BYTES<SmallBlock> == SMALL_BLOCK_BYTES, "the plan counts on other shared memory");
+static_assert(BLOCK_BYTES<LargeBlock> == LARGE_BLOCK_BYTES, "the plan counts on other shared memory");
 
 // For both rows of a thread: values[half] combined over the whole row, which ACROSS warps share. `memory` holds
 // [ACROSS, TILE] numbers and is free again after the next barrier.
@@ -169,5 +174,29 @@ struct Masses {
     }
   }
 };
+
+// What e_step and e_step_gradient are compiled for.
+template <class Math_, bool POSITIONS_FASTEST_, class Block_, bool FUSED_>
+struct Variant {
+  using Math = Math_;
+  using Block = Block_;
+  static constexpr bool POSITIONS_FASTEST = POSITIONS_FASTEST_, FUSED = FUSED_;
+};
+
+// Calls `run` with the variant of the problem and the plan.
+template <class Run>
+cudaError_t with_variant(const Problem& problem, const EStepPlan& plan, Run run) {
+  return with_math(problem, [&](auto math) {
+    using Math = decltype(math);
+    auto in_order = [&](auto order) {
+      constexpr bool POSITIONS_FASTEST = decltype(order)::value;
+      if constexpr (sizeof(typename Math::Word) == 2)
+        if (plan.fused) return run(Variant<Math, POSITIONS_FASTEST, SmallBlock, true>{});
+      return problem.num_bases <= SMALL_BASES ? run(Variant<Math, POSITIONS_FASTEST, SmallBlock, false>{})
+                                              : run(Variant<Math, POSITIONS_FASTEST, LargeBlock, false>{});
+    };
+    return problem.positions_fastest ? in_order(std::true_type{}) : in_order(std::false_type{});
+  });
+}
 
 }  // namespace ema

@@ -52,7 +52,8 @@ EMA_DEVICE uint4 load_unaligned(const Word* source, int valid, const void* begin
   uintptr_t address = reinterpret_cast<uintptr_t>(source), shift = address & 15, first = address - shift;
   uint32_t words[8] = {};
   if (valid == UNIT && first >= reinterpret_cast<uintptr_t>(begin) && first + 32 <= reinterpret_cast<uintptr_t>(end)) {
-    uint4 low = load_16(reinterpret_cast<const void*>(first)), high = load_16(reinterpret_cast<const void*>(first + 16));
+    uint4 low = load_16(reinterpret_cast<const void*>(first));
+    uint4 high = load_16(reinterpret_cast<const void*>(first + 16));
     words[0] = low.x, words[1] = low.y, words[2] = low.z, words[3] = low.w;
     words[4] = high.x, words[5] = high.y, words[6] = high.z, words[7] = high.w;
     // constant indices only: an index known at run time would put the words into local memory

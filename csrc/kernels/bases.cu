@@ -22,10 +22,16 @@ int bases_of_block(const Problem& problem) {
 // Which bases of which image a block works on, and the share of my thread in one of them: the channels from `first` on
 // in steps of `step`.
 struct Place {
+  float *values, *memory;  // shared: a number of every warp, and behind them the lines
   int lines, image, first_base, base, padded, width, pitch, first, step;
 
-  EMA_DEVICE Place(int lines, int num_bases, int channels)
-      : lines(lines), padded(padded_bases(num_bases)), width(padded_channels(channels)), pitch(width + GAP) {
+  EMA_DEVICE Place(unsigned char* shared, int lines, int num_bases, int channels)
+      : values(reinterpret_cast<float*>(shared)),
+        memory(values + WARPS),
+        lines(lines),
+        padded(padded_bases(num_bases)),
+        width(padded_channels(channels)),
+        pitch(width + GAP) {
     const int across = WARPS / lines;  // warps of a base
     image = blockIdx.x / (padded / lines);
     first_base = blockIdx.x % (padded / lines) * lines;
@@ -40,14 +46,13 @@ struct Place {
 // A value of every thread combined over all threads of its base, in a fixed order. All threads of the block take part.
 template <class Combine>
 EMA_DEVICE float combine_line(const Place& place, float value, Combine combine) {
-  __shared__ float values[WARPS];
   for (int other = 16; other > 0; other /= 2) value = combine(value, __shfl_xor_sync(~0u, value, other));
   __syncthreads();
-  if (lane() == 0) values[warp()] = value;
+  if (lane() == 0) place.values[warp()] = value;
   __syncthreads();
   const int across = WARPS / place.lines, mine = warp() / across * across;
-  value = values[mine];
-  for (int i = 1; i < across; ++i) value = combine(value, values[mine + i]);
+  value = place.values[mine];
+  for (int i = 1; i < across; ++i) value = combine(value, place.values[mine + i]);
   return value;
 }
 
@@ -96,9 +101,10 @@ EMA_DEVICE void add_slots(const Place& place, const Partials& partials, int chan
 }
 
 EMA_DEVICE float add_masses(const Place& place, const Partials& partials) {
+  const float* source = partials.masses + static_cast<int64_t>(place.image) * partials.mass_splits * place.padded;
   float total = 0;
   for (int slot = place.first; slot < partials.mass_splits; slot += place.step)
-    total += partials.masses[(static_cast<int64_t>(place.image) * partials.mass_splits + slot) * place.padded + place.base];
+    total += source[static_cast<int64_t>(slot) * place.padded + place.base];
   return partials.mass_factor * weight_power(partials.weight_maxima, place.image) * line_sum(place, total);
 }
 
@@ -122,8 +128,8 @@ struct PackArgs {
 template <class Math>
 __global__ void __launch_bounds__(THREADS, 1) pack_rows_kernel(const PackArgs args) {
   EMA_SHARED(shared);
-  float* memory = reinterpret_cast<float*>(shared);
-  const Place place(args.lines, args.num_bases, args.channels);
+  const Place place(shared, args.lines, args.num_bases, args.channels);
+  float* memory = place.memory;
   const float* source = args.bases.data + place.image / args.heads * args.bases.batch_stride +
                         place.image % args.heads * args.bases.head_stride;
   for (int i = threadIdx.x; i < place.width * place.lines; i += THREADS) {
@@ -145,8 +151,8 @@ struct AddArgs {
 
 __global__ void __launch_bounds__(THREADS, 1) add_partials_kernel(const AddArgs args) {
   EMA_SHARED(shared);
-  float* memory = reinterpret_cast<float*>(shared);
-  const Place place(args.lines, args.num_bases, args.channels);
+  const Place place(shared, args.lines, args.num_bases, args.channels);
+  float* memory = place.memory;
   if (args.total != nullptr) {
     add_slots(place, args.partials, args.channels, memory);
     __syncthreads();
@@ -170,8 +176,8 @@ struct NormalizeArgs {
 template <class Math>
 __global__ void __launch_bounds__(THREADS, 1) normalize_kernel(const NormalizeArgs args) {
   EMA_SHARED(shared);
-  float* memory = reinterpret_cast<float*>(shared);
-  const Place place(args.lines, args.num_bases, args.channels);
+  const Place place(shared, args.lines, args.num_bases, args.channels);
+  float* memory = place.memory;
   float* line = place.line(memory);
   add_slots(place, args.partials, args.channels, memory);
   const float mass = add_masses(place, args.partials), total = divisor(mass, args.eps, args.eps_max);
@@ -202,9 +208,9 @@ struct GradientArgs {
 template <class Math>
 __global__ void __launch_bounds__(THREADS, 1) normalize_gradient_kernel(const GradientArgs args) {
   EMA_SHARED(shared);
-  float* memory = reinterpret_cast<float*>(shared);
   const SumsGradient& io = args.io;
-  const Place place(args.lines, args.num_bases, args.channels);
+  const Place place(shared, args.lines, args.num_bases, args.channels);
+  float* memory = place.memory;
   float* m_memory = memory + place.lines * place.pitch;
   float *line = place.line(memory), *m = place.line(m_memory);
   add_slots(place, io.partials, args.channels, memory);
@@ -244,13 +250,13 @@ __global__ void __launch_bounds__(THREADS, 1) normalize_gradient_kernel(const Gr
   }
 }
 
-// Launch of a kernel of this file: its grid, and in shared memory `arrays` lines of `channels` for each base of a block.
+// Launch of a kernel of this file, with shared memory for `arrays` lines of `channels` for each base of a block.
 template <class Args>
 cudaError_t launch_bases(void (*kernel)(Args), const Problem& problem, int channels, int arrays, const Args& args,
                          cudaStream_t stream) {
   dim3 grid(problem.images() * (padded_bases(problem.num_bases) / args.lines));
-  int bytes = arrays * args.lines * (padded_channels(channels) + GAP) * static_cast<int>(sizeof(float));
-  return launch(kernel, grid, dim3(THREADS), bytes, stream, args);
+  int numbers = WARPS + arrays * args.lines * (padded_channels(channels) + GAP);
+  return launch(kernel, grid, dim3(THREADS), numbers * static_cast<int>(sizeof(float)), stream, args);
 }
 
 }  // namespace

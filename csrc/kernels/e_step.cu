@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_kernel(const Args ar
       block.template store_tile<Math>(z[0], z_tile);
       __syncthreads();
       if (warp() < chunks)
-        multiply_tiles<Math, true, !POSITIONS_FASTEST, TILE>(sums, z_tile, 0, feature_tile(tile * chunks + warp()), 0, 8);
+        multiply_tiles<Math, true, !POSITIONS_FASTEST, TILE>(sums, z_tile, 0, feature_tile(tile * chunks + warp()), 0,
+                                                             8);
     }
   }
   const int64_t slot = blockIdx.x;
@@ -92,26 +93,15 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_kernel(const Args ar
   masses.store(io.masses + slot * padded, padded);
 }
 
-template <class Math, bool POSITIONS_FASTEST, class Block, bool FUSED>
-cudaError_t run(const Problem& problem, const EStepPlan& plan, const EStep& io, cudaStream_t stream) {
-  return launch(e_step_kernel<Math, POSITIONS_FASTEST, Block, FUSED>, dim3(problem.images() * plan.splits), dim3(Block::THREADS),
-                plan.shared_memory, stream, Args{io, plan, problem.heads, problem.positions, problem.num_bases});
-}
-
-template <class Math, bool POSITIONS_FASTEST>
-cudaError_t run(const Problem& problem, const EStepPlan& plan, const EStep& io, cudaStream_t stream) {
-  if constexpr (sizeof(typename Math::Word) == 2)
-    if (plan.fused) return run<Math, POSITIONS_FASTEST, SmallBlock, true>(problem, plan, io, stream);
-  return problem.num_bases <= 64 ? run<Math, POSITIONS_FASTEST, SmallBlock, false>(problem, plan, io, stream)
-                                 : run<Math, POSITIONS_FASTEST, LargeBlock, false>(problem, plan, io, stream);
-}
-
 }  // namespace
 
 cudaError_t e_step(const Problem& problem, const EStepPlan& plan, const EStep& io, cudaStream_t stream) {
-  return with_math(problem, [&](auto math) {
-    return problem.positions_fastest ? run<decltype(math), true>(problem, plan, io, stream)
-                                     : run<decltype(math), false>(problem, plan, io, stream);
+  const Args args{io, plan, problem.heads, problem.positions, problem.num_bases};
+  return with_variant(problem, plan, [&](auto variant) {
+    using V = decltype(variant);
+    auto kernel = e_step_kernel<typename V::Math, V::POSITIONS_FASTEST, typename V::Block, V::FUSED>;
+    const dim3 grid(problem.images() * plan.splits), block(V::Block::THREADS);
+    return launch(kernel, grid, block, plan.shared_memory, stream, args);
   });
 }
 

@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
     const bool from_x = chunk < x_chunks;
     const int channel = (from_x ? chunk : chunk - x_chunks) * Math::CHUNK;
     const Features& features = from_x ? io.x : io.grad_y;
-    Chunk::load(feature_tile(i), image_of<Word, POSITIONS_FASTEST>(features, image, args.heads, args.positions), position,
-                channel);
+    const auto matrix = image_of<Word, POSITIONS_FASTEST>(features, image, args.heads, args.positions);
+    Chunk::load(feature_tile(i), matrix, position, channel);
     if (!plan.rows_resident || i < chunks) {
       const int slot = plan.rows_resident ? chunk : i, columns = padded_channels(features.channels);
       const Rows<Word> rows(from_x ? io.logit_rows : io.value_rows, image, padded, columns);
@@ -131,8 +131,8 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
       block.template store_tile<Math>(grad[0], tile_memory);
       __syncthreads();
       if (warp() < x_chunks)
-        multiply_tiles<Math, true, !POSITIONS_FASTEST, TILE>(sums, tile_memory, 0, feature_tile(tile * chunks + warp()), 0,
-                                                             8);
+        multiply_tiles<Math, true, !POSITIONS_FASTEST, TILE>(sums, tile_memory, 0,
+                                                             feature_tile(tile * chunks + warp()), 0, 8);
     }
   }
   const int64_t slot = blockIdx.x;
@@ -141,28 +141,16 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
   masses.store(io.masses + slot * padded, padded);
 }
 
-template <class Math, bool POSITIONS_FASTEST, class Block, bool FUSED>
-cudaError_t run(const Problem& problem, const EStepPlan& plan, const EStepGradient& io, cudaStream_t stream) {
-  return launch(e_step_gradient_kernel<Math, POSITIONS_FASTEST, Block, FUSED>, dim3(problem.images() * plan.splits),
-                dim3(Block::THREADS), plan.shared_memory, stream,
-                Args{io, plan, problem.heads, problem.positions, problem.num_bases});
-}
-
-template <class Math, bool POSITIONS_FASTEST>
-cudaError_t run(const Problem& problem, const EStepPlan& plan, const EStepGradient& io, cudaStream_t stream) {
-  if constexpr (sizeof(typename Math::Word) == 2)
-    if (plan.fused) return run<Math, POSITIONS_FASTEST, SmallBlock, true>(problem, plan, io, stream);
-  return problem.num_bases <= 64 ? run<Math, POSITIONS_FASTEST, SmallBlock, false>(problem, plan, io, stream)
-                                 : run<Math, POSITIONS_FASTEST, LargeBlock, false>(problem, plan, io, stream);
-}
-
 }  // namespace
 
 cudaError_t e_step_gradient(const Problem& problem, const EStepPlan& plan, const EStepGradient& io,
                             cudaStream_t stream) {
-  return with_math(problem, [&](auto math) {
-    return problem.positions_fastest ? run<decltype(math), true>(problem, plan, io, stream)
-                                     : run<decltype(math), false>(problem, plan, io, stream);
+  const Args args{io, plan, problem.heads, problem.positions, problem.num_bases};
+  return with_variant(problem, plan, [&](auto variant) {
+    using V = decltype(variant);
+    auto kernel = e_step_gradient_kernel<typename V::Math, V::POSITIONS_FASTEST, typename V::Block, V::FUSED>;
+    const dim3 grid(problem.images() * plan.splits), block(V::Block::THREADS);
+    return launch(kernel, grid, block, plan.shared_memory, stream, args);
   });
 }
 

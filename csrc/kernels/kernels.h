@@ -1,8 +1,9 @@
 // The kernels of the core, one launch function each. G = images, Kp and Cp = padded bases and channels.
 //
 // Responsibilities and gradients of logits are [G, N, Kp] in the dtype of the features, zero beyond K. Responsibilities
-// are stored and summed times RESPONSIBILITY_SCALE. Rows of bases are [G, Kp, Cp]. Partial sums are slots [G, splits, Kp, Cp] of float32, partial masses [G, splits, Kp]. Every function
-// launches on `stream`, allocates nothing, waits for nothing, and returns the error of the launch.
+// are stored and summed times RESPONSIBILITY_SCALE. Rows of bases are [G, Kp, Cp]. Partial sums are slots
+// [G, splits, Kp, Cp] of float32, partial masses [G, splits, Kp]. Every function launches on `stream`, allocates
+// nothing, waits for nothing, and returns the error of the launch.
 // Limits: K <= 256, C and Cv <= MAX_CHANNELS.
 #pragma once
 #include "../device/platform.h"
@@ -24,8 +25,8 @@ struct Bases {
 };
 cudaError_t pack_rows(const Problem&, const Bases& bases, int channels, float factor, void* rows, cudaStream_t stream);
 
-// The largest weight in each of WEIGHT_PARTS parts of every image: maxima [G, WEIGHT_PARTS]. float16 wants weights divided
-// by a power of two near the largest one, so that weights of any size meet its range.
+// The largest weight in each of WEIGHT_PARTS parts of every image: maxima [G, WEIGHT_PARTS]. For float16 weights are
+// divided by a power of two near the largest one, so that weights of any size meet its range.
 cudaError_t weight_maxima(const Problem&, const Weight& weight, float* maxima, cudaStream_t stream);
 
 // E-step, and the partial masses; with `sums` also the M-step of the same tile while it is on chip (plan.fused).

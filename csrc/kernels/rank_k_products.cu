@@ -44,10 +44,8 @@ struct Operands {
   }
 };
 
-template <class Math>
-EMA_DEVICE void write_tile(const Tile<typename Math::Word, COLUMNS>& tile, const Matrix<typename Math::Word>& out, int row,
-                           int column) {
-  using Word = typename Math::Word;
+template <class Word>
+EMA_DEVICE void write_tile(const Tile<Word, COLUMNS>& tile, const Matrix<Word>& out, int row, int column) {
   constexpr int UNIT = 16 / sizeof(Word);
   if (out.aligned && column + COLUMNS <= out.columns) {
     for (int i = threadIdx.x; i < ROWS * COLUMNS / UNIT; i += THREADS) {
@@ -59,7 +57,8 @@ EMA_DEVICE void write_tile(const Tile<typename Math::Word, COLUMNS>& tile, const
   } else {
     for (int i = threadIdx.x; i < ROWS * COLUMNS; i += THREADS) {
       int r = i / COLUMNS, c = i % COLUMNS;
-      if (row + r < out.rows && column + c < out.columns) out.data[(row + r) * out.stride + column + c] = *tile.at(r, c);
+      if (row + r < out.rows && column + c < out.columns)
+        out.data[(row + r) * out.stride + column + c] = *tile.at(r, c);
     }
   }
 }
@@ -82,11 +81,11 @@ __global__ void __launch_bounds__(THREADS, 1) rank_k_products_kernel(const Args 
   const int steps = padded / Math::CHUNK;
   auto load_step = [&](int step) {
     int64_t pair = static_cast<int64_t>(step / steps) * args.images + image;
-    const Matrix<Word> left(static_cast<Word*>(const_cast<void*>(args.left)) + pair * args.positions * padded, padded,
-                            args.positions, padded);
-    const Matrix<Word> right(static_cast<Word*>(const_cast<void*>(args.right)) + pair * padded * width, width, padded, width);
-    Both::load(shared + step % SLOTS * Both::BYTES, left, right,
-               step % steps * Math::CHUNK, position, channel);
+    auto* lefts = static_cast<Word*>(const_cast<void*>(args.left));
+    auto* rights = static_cast<Word*>(const_cast<void*>(args.right));
+    const Matrix<Word> left(lefts + pair * args.positions * padded, padded, args.positions, padded);
+    const Matrix<Word> right(rights + pair * padded * width, width, padded, width);
+    Both::load(shared + step % SLOTS * Both::BYTES, left, right, step % steps * Math::CHUNK, position, channel);
   };
   const int row = warp() / 2 * 16, column = warp() % 2 * 64;
   float acc[1][8][4] = {};
@@ -107,8 +106,8 @@ __global__ void __launch_bounds__(THREADS, 1) rank_k_products_kernel(const Args 
       *tile.at(row + lane() / 4 + e / 2 * 8, column + 8 * j + lane() % 4 * 2 + e % 2) = Math::round(value);
     }
   __syncthreads();
-  write_tile<Math>(tile, image_of<Word, POSITIONS_FASTEST>(args.out, image, args.heads, args.positions),
-                   POSITIONS_FASTEST ? channel : position, POSITIONS_FASTEST ? position : channel);
+  write_tile(tile, image_of<Word, POSITIONS_FASTEST>(args.out, image, args.heads, args.positions),
+             POSITIONS_FASTEST ? channel : position, POSITIONS_FASTEST ? position : channel);
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ from .base import Backend
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 MAX_BLOCKS = 2**31 - 1  # of one launch
+MAX_POSITIONS = 2**31 - 256  # a position is counted in 32 bits, a little beyond the last one too
 BUILD_RECORD = Path(__file__).parents[1] / "core_build.txt"  # what the installation said about the core
 
 
@@ -53,6 +54,7 @@ class CudaBackend(Backend):
             ("C", problem.channels, self.core.max_channels),
             ("Cv", problem.value_channels, self.core.max_channels),
             ("K", problem.num_bases, self.core.max_bases),
+            ("N", problem.positions, MAX_POSITIONS),
         ):
             if value > limit:
                 return f"{name} is {value}: expected at most {limit}"
@@ -75,9 +77,7 @@ class CudaBackend(Backend):
     def device_properties(self, device: torch.device) -> Any:
         """What the plan needs to know of `device`, as the core takes it."""
         known: Any = torch.cuda.get_device_properties(device)
-        return self.core.Device(
-            known.major, known.minor, known.multi_processor_count, known.shared_memory_per_block_optin
-        )
+        return self.core.Device(known.multi_processor_count, known.shared_memory_per_block_optin)
 
     @contextmanager
     def current(self, device: torch.device) -> Iterator[tuple[int, int]]:

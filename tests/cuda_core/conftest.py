@@ -11,11 +11,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
 
 import emulation
-import torch
-from emulated import EmulatedBackend, poison
+from emulated import EmulatedBackend, installed
 
-from ema_ops import backends
-from ema_ops.backends import cuda
+pytest.register_assert_rewrite("backend_checks", "loop_tests", "parts_tests")
 
 
 @pytest.fixture(scope="session")
@@ -28,17 +26,14 @@ def core():
 
 
 @pytest.fixture
-def emulated(core, monkeypatch):
-    """The backend that answers to "cuda" during a test. Memory that nobody wrote reads as NaN."""
+def emulated(core):
+    """The backend that answers to "cuda" during a test."""
     backend = EmulatedBackend(core)
-    monkeypatch.setattr(cuda, "BACKEND", backend)
-    backends.load.cache_clear()
+    with installed(backend):
+        yield backend
 
-    def poisoned(allocate):
-        return lambda *args, **kwargs: poison(allocate(*args, **kwargs))
 
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
-    monkeypatch.setattr(torch.Tensor, "new_empty_strided", poisoned(torch.Tensor.new_empty_strided))
-    yield backend
-    backends.load.cache_clear()
+@pytest.fixture
+def backend(emulated):
+    """Its name, for the tests of every backend."""
+    return emulated.name

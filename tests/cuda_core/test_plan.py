@@ -87,7 +87,7 @@ def check_m_step(problem, plan, channels, limit):
     name=st.sampled_from(sorted(DEVICES)),
 )
 def test_every_plan_keeps_the_limits(core, name, **fields):
-    problem, limit = make_problem(core, **fields), DEVICES[name][3]
+    problem, limit = make_problem(core, **fields), DEVICES[name][1]
     plan = core.plan(problem, device(core, name))
     for step in E_STEPS:
         has_sums, has_values = step.endswith("gradient") and step[0] != "v", step in ("last_gradient", "value_gradient")
@@ -108,7 +108,7 @@ def test_what_is_fused(core, name, dtype):
     assert not core.plan(paper(core, dtype=dtype, num_bases=65), on).iteration.fused
     assert not core.plan(paper(core, dtype=dtype, channels=513), on).iteration.fused
     # two chunks of rows beside all features: too much for the smallest shared memory
-    assert core.plan(paper(core, dtype=dtype), on).gradient.fused == (half and DEVICES[name][3] > 106 * KIB)
+    assert core.plan(paper(core, dtype=dtype), on).gradient.fused == (half and DEVICES[name][1] > 106 * KIB)
     assert core.plan(paper(core, dtype=dtype, channels=256), on).gradient.fused == half
 
 

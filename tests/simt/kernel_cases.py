@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import emulation
 import torch
-from judge import assert_close_to_reference
+from backend_checks import check, make_bases, normal, uniform
+from emulated import EmulatedBackend, installed
 from torch import Tensor
 
-import ema_ops
-from ema_ops import backends, reference
 from ema_ops.backends import cuda
 
 fp32, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
@@ -75,51 +72,16 @@ CASES = {
 }  # fmt: skip
 
 
-class EmulatedBackend(cuda.CudaBackend):
-    """Serves CPU tensors with the core built for the processor and the plans of some device."""
-
-    def __init__(self, core, multiprocessors, shared_memory):
-        super().__init__(core)
-        self.properties = 9, 0, multiprocessors, shared_memory
-
-    def unavailable(self):
-        return None
-
-    def device_refusal(self, device):
-        return None if device.type == "cpu" else f"device is {device}: expected a CPU"
-
-    def device_properties(self, device):
-        return self.core.Device(*self.properties)
-
-    @contextmanager
-    def current(self, device):
-        yield 0, 0
-
-
 def run_case(core: Any, case: Case) -> str:
     """Judge all results and gradients of `case`; returns their digest."""
-    inputs, weight = make_inputs(case)
-    options = {**case.options, **({} if weight is None else {"weight": weight})}
-    grads: list[Tensor] = []
-    backend = EmulatedBackend(core, case.multiprocessors, case.shared_memory)
+    inputs, grads = make_inputs(case)
+    options = dict(case.options)
+    if case.weighted:
+        options["weight"] = uniform(*case.sizes[:3], seed=4)
     tf32 = mock.patch.object(cuda, "tf32_allowed", return_value=case.tf32)
-    with mock.patch.object(cuda, "BACKEND", backend), tf32, poisoned():
-        backends.load.cache_clear()
-        try:
-            served = {**options, "backend": "cuda"}
-            ours = results(getattr(ema_ops, f"em_{case.call}"), inputs, grads, None, served)
-        finally:
-            backends.load.cache_clear()
-    formula = FORMULAS[case.call]
-    exact = results(formula, inputs, grads, torch.float64, options)
-    # tf32 has as many bits as float16
-    plain = results(formula, inputs, grads, fp16 if case.tf32 else case.dtype, options)
-    for name, actual in ours.items():
-        if actual is None:
-            assert exact[name] is None, name
-            continue
-        factor = 3.0 if name.startswith("gradient") else 2.0
-        assert_close_to_reference(actual, exact[name], plain[name], factor=factor, name=name)
+    with installed(EmulatedBackend(core, case.multiprocessors, case.shared_memory)), tf32:
+        # tf32 has as many bits as float16
+        ours = check(case.call, inputs, grads, "cuda", plain_dtype=fp16 if case.tf32 else None, **options)
     digest = hashlib.sha256()
     for actual in ours.values():
         if actual is not None:
@@ -128,85 +90,25 @@ def run_case(core: Any, case: Case) -> str:
     return digest.hexdigest()
 
 
-def make_inputs(case: Case) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The tensors that want a gradient, and the weight."""
-    generator = torch.Generator().manual_seed(0)
+def make_inputs(case: Case) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """The tensors that want a gradient, and the gradients of the results."""
     batch, heads, positions, channels = case.sizes
-    memory = torch.randn(batch * heads * positions * channels + 16, generator=generator).to(case.dtype)
+    memory = normal(batch * heads * positions * channels + 16, seed=0, dtype=case.dtype)
     start = -memory.data_ptr() // memory.element_size() % (16 // memory.element_size()) + case.offset
     x = memory[start : start + batch * heads * positions * channels]
     if case.order == "BCN":
         x = x.view(batch, heads, channels, positions).transpose(2, 3)
     else:
         x = x.view(batch, heads, positions, channels)
-    bases = torch.nn.functional.normalize(torch.randn(heads, channels, case.num_bases, generator=generator), dim=-2)
-    bias = torch.randn(batch, heads, case.num_bases, generator=generator)
-    inputs = {
-        "attention": {"bases": bases},
-        "step": {"bases": bases, "logit_bias": bias},
-        "reconstruct": {
-            "logit_bases": bases,
-            "value_bases": torch.randn(heads, case.value_channels, case.num_bases, generator=generator),
-            "logit_bias": bias,
-        },
-    }[case.call]
-    weight = torch.rand(batch, heads, positions, generator=generator) if case.weighted else None
-    return {"x": x, **inputs}, weight
-
-
-def results(
-    function: Callable, inputs: dict[str, Tensor], grads: list[Tensor], dtype: torch.dtype | None, options: dict
-) -> dict[str, Tensor | None]:
-    """Results and gradients with everything in `dtype` (None: as given); fills `grads` where it is empty."""
-    leaves = {
-        name: (t.detach() if dtype is None else t.detach().to(dtype)).requires_grad_() for name, t in inputs.items()
-    }
-    if dtype is not None:
-        options = {name: t.to(dtype) if torch.is_tensor(t) else t for name, t in options.items()}
-    out = function(**leaves, **options)
-    out = (out,) if torch.is_tensor(out) else out
-    if not grads:
-        generator = torch.Generator().manual_seed(1)
-        grads += [torch.randn(o.shape, generator=generator).to(o.dtype) for o in out]
-    loss = sum((o * g.to(o.dtype)).sum() for o, g in zip(out, grads, strict=True))
-    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return {
-        **{f"result {i}": o.detach() for i, o in enumerate(out)},
-        **{f"gradient of {name}": g for name, g in zip(leaves, gradients, strict=True)},
-    }
-
-
-def step(x, bases, *, logit_bias, weight=None, scale=1.0):
-    """The formula of `ema_ops.em_step`."""
-    return reference.weighted_sums(x, reference.e_step(x, bases, scale, logit_bias), weight)
-
-
-def reconstruct(x, logit_bases, value_bases, *, logit_bias, scale=1.0):
-    """The formula of `ema_ops.em_reconstruct`."""
-    return reference.e_step(x, logit_bases, scale, logit_bias) @ value_bases.transpose(-1, -2)
-
-
-FORMULAS = {"attention": reference.em_attention, "step": step, "reconstruct": reconstruct}
-
-
-@contextmanager
-def poisoned():
-    """Memory that nobody wrote reads as NaN."""
-
-    def poisoning(allocate):
-        def allocate_poisoned(*args, **kwargs):
-            tensor = allocate(*args, **kwargs)
-            tensor.untyped_storage().fill_(255)
-            return tensor
-
-        return allocate_poisoned
-
-    names = ("empty", "empty_like", "empty_strided")
-    with (
-        mock.patch.multiple(torch, **{name: poisoning(getattr(torch, name)) for name in names}),
-        mock.patch.object(torch.Tensor, "new_empty_strided", poisoning(torch.Tensor.new_empty_strided)),
-    ):
-        yield
+    bases, bias = make_bases(heads, channels, case.num_bases), normal(batch, heads, case.num_bases, seed=2)
+    grad_bases = normal(batch, heads, channels, case.num_bases, seed=5)
+    if case.call == "attention":
+        return {"x": x, "bases": bases}, (normal(*case.sizes, seed=6, dtype=case.dtype), grad_bases)
+    if case.call == "step":
+        return {"x": x, "bases": bases, "logit_bias": bias}, (grad_bases, normal(*bias.shape, seed=6))
+    values = normal(heads, case.value_channels, case.num_bases, seed=3)
+    grad_y = normal(batch, heads, positions, case.value_channels, seed=6, dtype=case.dtype)
+    return {"x": x, "logit_bases": bases, "value_bases": values, "logit_bias": bias}, (grad_y,)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ QUICK = [
     Mutation(
         "bases: read by the block before they are there",
         BASES,
-        f"if (lane() == 0) values[warp()] = value;\n  {BARRIER}",
-        "if (lane() == 0) values[warp()] = value;",
+        f"if (lane() == 0) place.values[warp()] = value;\n  {BARRIER}",
+        "if (lane() == 0) place.values[warp()] = value;",
         ("fused",),
     ),
     Mutation("bases: lines that overlap", BASES, "pitch(width + GAP)", "pitch(width / 2)", ("fused",)),
@@ -91,8 +91,8 @@ OTHERS = [
     Mutation(
         "products: no barrier before it is written",
         PRODUCTS,
-        f"{BARRIER}\n  write_tile<Math>",
-        "write_tile<Math>",
+        f"{BARRIER}\n  write_tile(",
+        "write_tile(",
         ("fused",),
     ),
     Mutation("products: one image for all", PRODUCTS, "* args.images + image", "* args.images", ("fused",)),

@@ -60,7 +60,8 @@ __global__ void shuffle_kernel(int* out) {  // [6, 64]
 
 // Where every thread is, by its number; and the sum over blocks of what shared memory saw.
 __global__ void place_kernel(int* places, int* sum) {
-  __shared__ int total;
+  EMA_SHARED(shared);
+  int& total = *reinterpret_cast<int*>(shared);
   const int threads = blockDim.x * blockDim.y * blockDim.z;
   const int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
   const int block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
@@ -98,7 +99,7 @@ int numbers(const float* in, float* tf32, float* power, int count) {
 }
 int shuffles(int* out) { return launch(shuffle_kernel, dim3(1), dim3(64), 0, nullptr, out); }
 int places(int* places, int* sum) {
-  return launch(place_kernel, dim3(3, 2, 2), dim3(5, 4, 2), 0, nullptr, places, sum);
+  return launch(place_kernel, dim3(3, 2, 2), dim3(5, 4, 2), 4, nullptr, places, sum);
 }
 int refused(int threads, int shared_bytes) {
   return launch(shuffle_kernel, dim3(1), dim3(threads), shared_bytes, nullptr, static_cast<int*>(nullptr));

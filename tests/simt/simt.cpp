@@ -290,13 +290,9 @@ void meet_block(const Place& place) { machine->meet_block(place); }
 namespace {
 
 int processors() {
-#ifdef __SANITIZE_ADDRESS__
-  return 1;  // static __shared__ variables are plain globals then
-#else
   const char* text = std::getenv("EMA_SIMT_THREADS");
   if (text != nullptr && *text != 0) return std::max(1, std::atoi(text));
   return std::thread::hardware_concurrency() > 1 ? 2 : 1;
-#endif
 }
 
 cudaError_t check(dim3 grid, dim3 block, int shared_bytes) {

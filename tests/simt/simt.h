@@ -39,11 +39,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
-#ifdef __SANITIZE_ADDRESS__
-#define __shared__ static  // a global has red zones, a thread_local has none
-#else
-#define __shared__ static thread_local
-#endif
+#define __shared__ static_assert(false, "shared memory comes from EMA_SHARED, which is poisoned and guarded");
 
 namespace simt {
 

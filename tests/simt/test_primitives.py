@@ -157,6 +157,14 @@ def test_places_and_counts(primitives, order, processors, monkeypatch):
     assert total.item() == 12 * of_a_block
 
 
+def test_static_shared_memory_does_not_compile(can_build, tmp_path):
+    """Nobody would see reads before writes in it, or writes beyond its end."""
+    source = tmp_path / "static.cu"
+    source.write_text('#include "device/platform.h"\n__global__ void kernel() { __shared__ int total; total = 0; }\n')
+    with pytest.raises(RuntimeError, match="shared memory comes from EMA_SHARED"):
+        emulation.build("static", [source])
+
+
 def test_launches_that_a_device_refuses(primitives):
     assert primitives.refused(1025, 0) == CUDA_ERROR_INVALID_CONFIGURATION
     assert primitives.refused(0, 0) == CUDA_ERROR_INVALID_CONFIGURATION

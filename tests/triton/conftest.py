@@ -21,7 +21,14 @@ from ema_ops.backends.triton import backend
 
 mend_bf16()
 mend_repeated_patching()
+pytest.register_assert_rewrite("backend_checks", "loop_tests", "parts_tests")
 backend.INTERPRETED_DTYPES = backend.DTYPES
+
+
+@pytest.fixture(name="backend")
+def _backend():
+    """Its name, for the tests of every backend."""
+    return "triton"
 
 
 @pytest.fixture(autouse=True)

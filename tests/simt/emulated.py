@@ -1,0 +1,76 @@
+"""The "cuda" backend on the CPU: the core compiled by the shim, with the device properties of any GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+
+from ema_ops import backends
+from ema_ops.backends import cuda
+
+KIB = 1024
+# multiprocessors and bytes of shared memory of one block, by compute capability
+DEVICES = {
+    "8.0": (108, 163 * KIB),
+    "8.6": (84, 99 * KIB),
+    "9.0": (132, 227 * KIB),
+    "10.0": (148, 227 * KIB),
+    "12.0": (188, 99 * KIB),
+}
+
+
+class EmulatedBackend(cuda.CudaBackend):
+    """Launches on the CPU what a GPU of `properties` would get; `change_plan`, if set, may change every plan."""
+
+    change_plan = None
+
+    def __init__(self, core, multiprocessors=6, shared_memory=227 * KIB):
+        super().__init__(core)
+        self.properties = multiprocessors, shared_memory
+
+    def unavailable(self):
+        return None
+
+    def device_refusal(self, device):
+        return None if device.type == "cpu" else f"device is {device}: the emulation wants cpu"
+
+    def device_properties(self, device):
+        return self.core.Device(*self.properties)
+
+    def _plan(self, problem, tf32):
+        described, plan = super()._plan(problem, tf32)
+        if self.change_plan is not None:
+            self.change_plan(plan)
+        return described, plan
+
+    @contextmanager
+    def current(self, device):
+        yield 0, 0
+
+
+@contextmanager
+def installed(backend: EmulatedBackend) -> Iterator[None]:
+    """`backend` answers to "cuda", and memory that nobody has written reads as NaN, whatever is laid out in it."""
+
+    def poisoned(allocate):
+        def allocate_poisoned(*args, **kwargs):
+            tensor = allocate(*args, **kwargs)
+            tensor.untyped_storage().fill_(255)
+            return tensor
+
+        return allocate_poisoned
+
+    names = ("empty", "empty_like", "empty_strided")
+    with (
+        mock.patch.object(cuda, "BACKEND", backend),
+        mock.patch.multiple(torch, **{name: poisoned(getattr(torch, name)) for name in names}),
+        mock.patch.object(torch.Tensor, "new_empty_strided", poisoned(torch.Tensor.new_empty_strided)),
+    ):
+        backends.load.cache_clear()
+        try:
+            yield
+        finally:
+            backends.load.cache_clear()
