@@ -65,7 +65,7 @@ CASES = {
     "tf32 image": Case((1, 1, 131, 33), 70, fp32, tf32=True, order="BCN", options={"num_iters": 2}),
     "step": Case((1, 2, 130, 72), 24, bf16, "step", weighted=True, options={"scale": 1.5}),
     "step image float32": Case((2, 1, 70, 20), 6, fp32, "step", order="BCN"),
-    "step, many bases": Case((1, 1, 70, 64), 90, fp16, "step"),
+    "step, many bases": Case((1, 1, 70, 64), 90, fp16, "step", weighted=True),
     "reconstruct": Case((1, 2, 70, 72), 24, bf16, "reconstruct", value_channels=130),
     "reconstruct image": Case((1, 1, 71, 40), 80, fp16, "reconstruct", order="BCN", value_channels=33),
     "reconstruct float32": Case((2, 1, 70, 20), 6, fp32, "reconstruct", value_channels=20),

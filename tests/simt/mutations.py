@@ -97,6 +97,13 @@ OTHERS = [
     ),
     Mutation("products: one image for all", PRODUCTS, "* args.images + image", "* args.images", ("fused",)),
     Mutation(
+        "bases: sums of divided weights are not multiplied again",
+        BASES,
+        "partials.sum_factor * weight_power(partials.weight_maxima, place.image)",
+        "partials.sum_factor",
+        ("step, many bases",),
+    ),
+    Mutation(
         "bases: packed before they are there",
         BASES,
         f"{BARRIER}\n  write_row<Math>(place, args.num_bases, memory",
