@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import sys
-import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,8 +55,7 @@ def source_archive(tmp_path_factory):
 def package(toolkit, source_archive, tmp_path_factory):
     """The archive unpacked, built for one architecture in isolation, and installed in a fresh environment."""
     folder = tmp_path_factory.mktemp("package")
-    with tarfile.open(source_archive) as archive:
-        archive.extractall(folder, filter="data")
+    shutil.unpack_archive(source_archive, folder)
     (tree,) = folder.iterdir()
     before = _processor_seconds()
     output = pip_wheel(tree, folder / "wheels", EMA_OPS_CUDA_ARCHS=ARCHITECTURE)
