@@ -77,6 +77,14 @@ def test_no_file_is_long():
     assert long == {}
 
 
+def test_files_that_run_together_have_different_names():
+    apart = {"triton", "triton_compile", "building"}
+    folders = (path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py"))
+    names = [path.name for path in folders if path.parts[0] not in apart]
+    assert len(names) > 50
+    assert sorted(names) == sorted(set(names))
+
+
 def test_import_needs_torch_and_numpy_only():
     script = """
 import sys, json, torch, numpy
