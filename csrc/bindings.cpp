@@ -4,6 +4,7 @@
 
 #include <sstream>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "loop.h"
@@ -21,6 +22,31 @@
 
 namespace py = pybind11;
 using namespace py::literals;
+
+// Tensors come as tuples, which are cheaper to make than objects: the address, and what follows in the struct.
+namespace pybind11::detail {
+
+template <class Struct, class... Rest>
+struct TensorCaster {
+  PYBIND11_TYPE_CASTER(Struct, (make_caster<std::tuple<uintptr_t, Rest...>>::name));
+
+  bool load(handle source, bool convert) {
+    make_caster<std::tuple<uintptr_t, Rest...>> given;
+    if (!given.load(source, convert)) return false;
+    value = std::apply(
+        [](uintptr_t data, Rest... rest) { return Struct{reinterpret_cast<decltype(Struct::data)>(data), rest...}; },
+        cast_op<std::tuple<uintptr_t, Rest...>>(given));
+    return true;
+  }
+};
+template <>
+struct type_caster<ema::Features> : TensorCaster<ema::Features, int64_t, int64_t, int64_t, int64_t, int> {};
+template <>
+struct type_caster<ema::Weight> : TensorCaster<ema::Weight, int64_t, int64_t, int64_t> {};
+template <>
+struct type_caster<ema::Bases> : TensorCaster<ema::Bases, int64_t, int64_t, int64_t, int64_t> {};
+
+}  // namespace pybind11::detail
 
 namespace ema {
 namespace {
@@ -40,17 +66,14 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Where a call runs and the memory it may use.
-struct Place {
-  int device;
-  Address stream, workspace;
+// Where a call runs and the memory it may use: device, stream, workspace.
+using Place = std::tuple<int, Address, Address>;
 
-  Call begin(const Problem& problem, const Plan& plan) const {
-    use_device(device);
-    return {problem, plan, at<std::remove_pointer_t<cudaStream_t>>(stream)};
-  }
-  Arena arena() const { return Arena(at<void>(workspace)); }
-};
+Call begin(const Problem& problem, const Plan& plan, const Place& place) {
+  use_device(std::get<0>(place));
+  return {problem, plan, at<std::remove_pointer_t<cudaStream_t>>(std::get<1>(place))};
+}
+Arena arena(const Place& place) { return Arena(at<void>(std::get<2>(place))); }
 
 void bind_problem(py::module_& m) {
   py::enum_<Dtype>(m, "Dtype")
@@ -74,25 +97,6 @@ void bind_problem(py::module_& m) {
       .def_readwrite("scale", &Problem::scale)
       .def_readwrite("eps", &Problem::eps)
       .def_readwrite("eps_max", &Problem::eps_max);
-}
-
-void bind_tensors(py::module_& m) {
-  py::class_<Features>(m, "Features")
-      .def(py::init([](Address data, int64_t batch, int64_t head, int64_t position, int64_t channel, int channels) {
-             return Features{at<void>(data), batch, head, position, channel, channels};
-           }),
-           "data"_a, "batch_stride"_a, "head_stride"_a, "position_stride"_a, "channel_stride"_a, "channels"_a);
-  py::class_<Weight>(m, "Weight")
-      .def(py::init([](Address data, int64_t batch, int64_t head, int64_t position) {
-             return Weight{at<const float>(data), batch, head, position};
-           }),
-           "data"_a, "batch_stride"_a, "head_stride"_a, "position_stride"_a);
-  py::class_<Bases>(m, "Bases")
-      .def(py::init([](Address data, int64_t batch, int64_t head, int64_t channel, int64_t base) {
-             return Bases{at<const float>(data), batch, head, channel, base};
-           }),
-           "data"_a, "batch_stride"_a, "head_stride"_a, "channel_stride"_a, "base_stride"_a);
-  py::class_<Place>(m, "Place").def(py::init<int, Address, Address>(), "device"_a, "stream"_a, "workspace"_a);
 }
 
 void bind_plan(py::module_& m) {
@@ -132,21 +136,22 @@ void bind_loop(py::module_& m) {
   m.def(
       "em_forward",
       [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Weight& weight,
-         const Features& y, Address path, Address bases, Address mass, Address length) {
-        em_forward(place.begin(problem, plan), {x, y, weight, at(path), at(bases), at(mass), at(length)},
-                   place.arena());
+         const Bases& initial, const Features& y, Address path, Address bases, Address mass, Address length) {
+        em_forward(begin(problem, plan, place), {x, y, weight, initial, at(path), at(bases), at(mass), at(length)},
+                   arena(place));
       },
-      "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "y"_a, "path"_a, "bases"_a, "mass"_a, "length"_a, released);
+      "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "initial"_a, "y"_a, "path"_a, "bases"_a, "mass"_a,
+      "length"_a, released);
   m.def("em_backward_bytes", &em_backward_bytes, "problem"_a, "plan"_a);
   m.def(
       "em_backward",
       [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Weight& weight,
          const Features& grad_y, Address grad_bases, Address path, Address bases, Address mass, Address length,
          const Features& grad_x, Address grad_initial) {
-        em_backward(place.begin(problem, plan),
+        em_backward(begin(problem, plan, place),
                     {x, grad_y, grad_x, weight, at(path), at(bases), at(mass), at(length), at(grad_bases),
                      at(grad_initial)},
-                    place.arena());
+                    arena(place));
       },
       "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "grad_y"_a, "grad_bases"_a, "path"_a, "bases"_a, "mass"_a,
       "length"_a, "grad_x"_a, "grad_initial"_a, released);
@@ -159,7 +164,7 @@ void bind_parts(py::module_& m) {
       "em_step",
       [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Weight& weight,
          const Bases& bases, Address logit_bias, Address sums, Address mass) {
-        em_step(place.begin(problem, plan), {x, weight, bases, at(logit_bias), at(sums), at(mass)}, place.arena());
+        em_step(begin(problem, plan, place), {x, weight, bases, at(logit_bias), at(sums), at(mass)}, arena(place));
       },
       "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "bases"_a, "logit_bias"_a, "sums"_a, "mass"_a, released);
   m.def("em_step_backward_bytes", &em_step_backward_bytes, "problem"_a, "plan"_a);
@@ -168,10 +173,10 @@ void bind_parts(py::module_& m) {
       [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Weight& weight,
          const Bases& bases, Address logit_bias, Address grad_sums, Address grad_mass, const Features& grad_x,
          Address grad_bases, Address grad_logit_bias) {
-        em_step_backward(place.begin(problem, plan),
+        em_step_backward(begin(problem, plan, place),
                          {x, grad_x, weight, bases, at(logit_bias), at(grad_sums), at(grad_mass), at(grad_bases),
                           at(grad_logit_bias)},
-                         place.arena());
+                         arena(place));
       },
       "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "bases"_a, "logit_bias"_a, "grad_sums"_a, "grad_mass"_a,
       "grad_x"_a, "grad_bases"_a, "grad_logit_bias"_a, released);
@@ -180,7 +185,7 @@ void bind_parts(py::module_& m) {
       "em_reconstruct",
       [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Bases& logit_bases,
          const Bases& value_bases, Address logit_bias, const Features& y) {
-        em_reconstruct(place.begin(problem, plan), {x, y, logit_bases, value_bases, at(logit_bias)}, place.arena());
+        em_reconstruct(begin(problem, plan, place), {x, y, logit_bases, value_bases, at(logit_bias)}, arena(place));
       },
       "problem"_a, "plan"_a, "place"_a, "x"_a, "logit_bases"_a, "value_bases"_a, "logit_bias"_a, "y"_a, released);
   m.def("em_reconstruct_backward_bytes", &em_reconstruct_backward_bytes, "problem"_a, "plan"_a);
@@ -189,10 +194,10 @@ void bind_parts(py::module_& m) {
       [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Bases& logit_bases,
          const Bases& value_bases, Address logit_bias, const Features& grad_y, const Features& grad_x,
          Address grad_logit_bases, Address grad_value_bases, Address grad_logit_bias) {
-        em_reconstruct_backward(place.begin(problem, plan),
+        em_reconstruct_backward(begin(problem, plan, place),
                                 {x, grad_y, grad_x, logit_bases, value_bases, at(logit_bias), at(grad_logit_bases),
                                  at(grad_value_bases), at(grad_logit_bias)},
-                                place.arena());
+                                arena(place));
       },
       "problem"_a, "plan"_a, "place"_a, "x"_a, "logit_bases"_a, "value_bases"_a, "logit_bias"_a, "grad_y"_a,
       "grad_x"_a, "grad_logit_bases"_a, "grad_value_bases"_a, "grad_logit_bias"_a, released);
@@ -209,7 +214,6 @@ PYBIND11_MODULE(EMA_OPS_MODULE, m) {
   m.attr("max_channels") = ema::MAX_CHANNELS;
   m.attr("max_bases") = ema::MAX_BASES;
   ema::bind_problem(m);
-  ema::bind_tensors(m);
   ema::bind_plan(m);
   ema::bind_loop(m);
   ema::bind_parts(m);

@@ -45,8 +45,8 @@ void Call::pack(const float* bases, int channels, float factor, void* rows) cons
   pack(Bases{bases, image * problem.heads, image, problem.num_bases, 1}, channels, factor, rows);
 }
 
-void Call::pack(const Bases& bases, int channels, float factor, void* rows) const {
-  check("pack_rows", pack_rows(problem, bases, channels, factor, rows, stream));
+void Call::pack(const Bases& bases, int channels, float factor, void* rows, float* dense) const {
+  check("pack_rows", pack_rows(problem, bases, channels, factor, rows, dense, stream));
 }
 
 void Call::look_at(const Weight& weight, const IterationSpace& space) const {

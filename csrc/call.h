@@ -35,9 +35,9 @@ struct Call {
   // Raises LaunchError unless `error` is success.
   void check(const char* kernel, cudaError_t error) const;
 
-  // Dense bases [G, C, K] as rows, times `factor`.
+  // Bases as rows, times `factor`; those of any strides also as dense [G, C, K] unless `dense` is null.
   void pack(const float* bases, int channels, float factor, void* rows) const;
-  void pack(const Bases& bases, int channels, float factor, void* rows) const;
+  void pack(const Bases& bases, int channels, float factor, void* rows, float* dense = nullptr) const;
 
   // What the iterations need to know of the weights.
   void look_at(const Weight& weight, const IterationSpace& space) const;

@@ -44,7 +44,7 @@ void em_forward(const Call& call, const Forward& io, Arena workspace) {
   const ForwardSpace space(problem, call.plan, workspace);
   const int64_t columns = int64_t{problem.images()} * problem.num_bases, matrices = columns * problem.channels;
   call.look_at(io.weight, space.iteration);
-  call.pack(io.path, problem.channels, problem.scale, space.iteration.logit_rows);
+  call.pack(io.initial, problem.channels, problem.scale, space.iteration.logit_rows, io.path);
   for (int t = 0; t < problem.num_iters; ++t) {
     const bool is_last = t + 1 == problem.num_iters;
     const Partials partials = call.iterate(io.x, io.weight, nullptr, is_last, space.iteration);

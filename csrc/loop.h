@@ -7,7 +7,8 @@ namespace ema {
 struct Forward {
   Features x, y;
   Weight weight;
-  float* path = nullptr;    // [T, G, C, K]: the bases every iteration starts from; the first are given
+  Bases initial;
+  float* path = nullptr;    // [T, G, C, K]: the bases every iteration starts from
   float* bases = nullptr;   // [G, C, K]: the last ones
   float* mass = nullptr;    // [T, G, K]
   float* length = nullptr;  // [T, G, K]

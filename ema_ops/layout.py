@@ -6,9 +6,12 @@ and "BHNC" is [B, H, N, C]. In the first two the channels are split over the hea
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 from torch import Tensor
+
+# the dimensions of rows [B, H, N, C] by `memory_order`
+FROM_FASTEST = {"BHNC": (3, 2, 1, 0), "BNHC": (3, 1, 2, 0), "BHCN": (2, 3, 1, 0)}
 
 
 def channels_are_fastest(x: Tensor, layout: str) -> bool:
@@ -26,20 +29,25 @@ def as_rows(x: Tensor, layout: str, heads: int) -> Tensor:
         rows = (x.movedim(1, -1) if layout == "BCN" else x).flatten(1, -2)
     else:
         rows = (x if layout == "BCN" else x.movedim(-1, 1)).flatten(2).transpose(1, 2)
+    if heads == 1:
+        return rows.unsqueeze(1)
     return rows.unflatten(-1, (heads, rows.shape[-1] // heads)).transpose(1, 2)
 
 
 def from_rows(rows: Tensor, x: Tensor, layout: str) -> Tensor:
     """`rows` [B, H, N, C / H] in the shape of `x` but for its channels, dense, with the strides of `empty_like`."""
+    _, heads, _, channels = rows.shape
+    sizes, strides = dense_strides(x, layout, channels if layout == "BHNC" else heads * channels)
     if layout == "BHNC":
-        y, channels = rows, rows.shape[3]
+        wanted = strides
     else:
-        y, channels = rows.transpose(1, 2).flatten(2), rows.shape[1] * rows.shape[3]
-        y = y.transpose(1, 2).unflatten(2, x.shape[2:]) if layout == "BCN" else y.unflatten(1, x.shape[1:-1])
-    sizes, strides = dense_strides(x, layout, channels)
-    if all(size == 1 or got == wanted for size, got, wanted in zip(sizes, y.stride(), strides, strict=True)):
-        return y.as_strided(sizes, strides)
-    return x.new_empty_strided(sizes, strides).copy_(y)
+        position, channel = (strides[-1], strides[1]) if layout == "BCN" else strides[-2:]
+        wanted = [strides[0], channels * channel, position, channel]
+    if all(size == 1 or got == want for size, got, want in zip(rows.shape, rows.stride(), wanted, strict=True)):
+        return restrided(rows, sizes, strides)
+    y = x.new_empty_strided(sizes, strides)
+    as_rows(y, layout, heads).copy_(rows)
+    return y
 
 
 def empty_like(x: Tensor, layout: str, channels: int) -> Tensor:
@@ -53,25 +61,29 @@ def dense_strides(x: Tensor, layout: str, channels: int) -> tuple[list[int], lis
     The one place that decides the strides of results, for real and for fake tensors.
     """
     sizes = list(x.shape)
-    sizes[1 if layout == "BCN" else -1] = channels
+    channel = 1 if layout == "BCN" else len(sizes) - 1
+    sizes[channel] = channels
+    order: Sequence[int]
     if layout == "BHNC":
-        order = ["BHNC".index(dim) for dim in memory_order(x)]
+        order = FROM_FASTEST[memory_order(x)]
     else:
-        channel = 1 if layout == "BCN" else x.dim() - 1
-        order = [dim for dim in range(x.dim()) if dim != channel]
-        order.insert(x.dim() - 1 if channels_are_fastest(x, layout) else 1, channel)
-    strides = [0] * x.dim()
-    for place, dim in enumerate(order):
-        strides[dim] = math.prod(sizes[d] for d in order[place + 1 :])
+        others = [dim for dim in range(len(sizes) - 1, -1, -1) if dim != channel]
+        order = [channel, *others] if channels_are_fastest(x, layout) else [*others[:-1], channel, 0]
+    strides, step = [1] * len(sizes), 1
+    for dim in order:
+        strides[dim] = step
+        step *= sizes[dim]
     return sizes, strides
 
 
 def as_own_tensor(tensor: Tensor) -> Tensor:
     """The same memory as a tensor that is nobody's view, so that the caller may change it in place."""
-    if not tensor._is_view():
-        return tensor
-    own = tensor.new_empty(0)
-    return own.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    return restrided(tensor, tensor.shape, tensor.stride()) if tensor._is_view() else tensor
+
+
+def restrided(tensor: Tensor, sizes: Sequence[int], strides: Sequence[int]) -> Tensor:
+    """The same memory with other sizes and strides, as a tensor that is nobody's view."""
+    return tensor.new_empty(0).set_(tensor.untyped_storage(), tensor.storage_offset(), sizes, strides)
 
 
 def memory_order(rows: Tensor) -> str:

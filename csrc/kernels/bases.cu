@@ -121,6 +121,7 @@ EMA_DEVICE void write_row(const Place& place, int num_bases, float* memory, floa
 struct PackArgs {
   Bases bases;
   void* rows;
+  float* dense;
   float factor;
   int lines, heads, channels, num_bases;
 };
@@ -140,6 +141,8 @@ __global__ void __launch_bounds__(THREADS, 1) pack_rows_kernel(const PackArgs ar
   }
   __syncthreads();
   write_row<Math>(place, args.num_bases, memory, args.factor, args.rows);
+  if (args.dense != nullptr)
+    for_bases(place, args.channels, args.num_bases, memory, [&](int64_t at, float value) { args.dense[at] = value; });
 }
 
 struct AddArgs {
@@ -261,9 +264,9 @@ cudaError_t launch_bases(void (*kernel)(Args), const Problem& problem, int chann
 
 }  // namespace
 
-cudaError_t pack_rows(const Problem& problem, const Bases& bases, int channels, float factor, void* rows,
+cudaError_t pack_rows(const Problem& problem, const Bases& bases, int channels, float factor, void* rows, float* dense,
                       cudaStream_t stream) {
-  PackArgs args{bases, rows, factor, bases_of_block(problem), problem.heads, channels, problem.num_bases};
+  PackArgs args{bases, rows, dense, factor, bases_of_block(problem), problem.heads, channels, problem.num_bases};
   return with_math(problem, [&](auto math) {
     return launch_bases(pack_rows_kernel<decltype(math)>, problem, channels, 1, args, stream);
   });

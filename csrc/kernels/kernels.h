@@ -18,12 +18,14 @@ constexpr int MAX_CHANNELS = 1024, MAX_BASES = 256;
 // below 2 they stay in range.
 constexpr float RESPONSIBILITY_SCALE = 16384;
 
-// Bases [batch, heads, C, K] of float32 with any strides, times `factor`, as rows.
+// Bases [batch, heads, C, K] of float32 with any strides, times `factor`, as rows; and, unless `dense` is null, as they
+// are to dense [G, C, K].
 struct Bases {
   const float* data = nullptr;
   int64_t batch_stride = 0, head_stride = 0, channel_stride = 0, base_stride = 0;
 };
-cudaError_t pack_rows(const Problem&, const Bases& bases, int channels, float factor, void* rows, cudaStream_t stream);
+cudaError_t pack_rows(const Problem&, const Bases& bases, int channels, float factor, void* rows, float* dense,
+                      cudaStream_t stream);
 
 // The largest weight in each of WEIGHT_PARTS parts of every image: maxima [G, WEIGHT_PARTS]. For float16 weights are
 // divided by a power of two near the largest one, so that weights of any size meet its range.

@@ -44,8 +44,9 @@ class CudaBackend(Backend):
             return f"this PyTorch is built for ROCm {torch.version.hip}: expected one for CUDA"
         if not torch.cuda.is_available():
             return "no CUDA device was found"
-        reasons = [self.device_refusal(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
-        return None if None in reasons else reasons[0]
+        first = self.device_refusal(torch.device("cuda", 0))
+        others = (torch.device("cuda", i) for i in range(1, torch.cuda.device_count()))
+        return None if first is None or None in map(self.device_refusal, others) else first
 
     def refuses(self, problem):
         if problem.dtype not in DTYPES:
@@ -74,10 +75,11 @@ class CudaBackend(Backend):
         reason = architecture_refusal(self.core.architectures, self.core.ptx_architectures, capability)
         return None if reason is None else f"device {device} {reason}"
 
-    def device_properties(self, device: torch.device) -> Any:
-        """What the plan needs to know of `device`, as the core takes it."""
+    def make_plan(self, described: Any, device: torch.device) -> Any:
+        """How the core launches a problem, as it takes both, on `device`."""
         known: Any = torch.cuda.get_device_properties(device)
-        return self.core.Device(known.multi_processor_count, known.shared_memory_per_block_optin)
+        properties = self.core.Device(known.multi_processor_count, known.shared_memory_per_block_optin)
+        return self.core.plan(described, properties)
 
     @contextmanager
     def current(self, device: torch.device) -> Iterator[tuple[int, int]]:
@@ -87,14 +89,13 @@ class CudaBackend(Backend):
 
     def em_forward(self, problem, x, bases, weight):
         x = in_order(problem, x)
+        bases = bases.to(torch.float32)
         matrices = (problem.batch, problem.heads, problem.channels, problem.num_bases)
-        path = empty(problem, problem.num_iters, *matrices)
-        path[0].copy_(bases)
-        last = torch.empty_like(path[0])
+        path, last = empty(problem, problem.num_iters, *matrices), empty(problem, *matrices)
         mass = empty(problem, problem.num_iters, problem.batch, problem.heads, problem.num_bases)
         length, y = torch.empty_like(mass), empty_like_order(x)
         self._run(
-            "em_forward", problem, self._features(problem, x), self._weight(weight), self._features(problem, y),
+            "em_forward", problem, as_features(problem, x), as_weight(weight), as_bases(bases), as_features(problem, y),
             *map(address, (path, last, mass, length)),
         )  # fmt: skip
         return y, last, path, mass, length
@@ -105,8 +106,8 @@ class CudaBackend(Backend):
         grad_x = empty_like_order(x)
         grad_initial = torch.empty_like(bases) if need_bases else None
         self._run(
-            "em_backward", problem, self._features(problem, x), self._weight(weight), self._features(problem, grad_y),
-            *map(address, (grad_bases, path, bases, mass, length)), self._features(problem, grad_x),
+            "em_backward", problem, as_features(problem, x), as_weight(weight), as_features(problem, grad_y),
+            *map(address, (grad_bases, path, bases, mass, length)), as_features(problem, grad_x),
             address(grad_initial),
         )  # fmt: skip
         return grad_x, grad_initial
@@ -116,7 +117,7 @@ class CudaBackend(Backend):
         sums = empty(problem, problem.batch, problem.heads, problem.channels, problem.num_bases)
         mass = torch.empty_like(sums[:, :, 0])
         self._run(
-            "em_step", problem, self._features(problem, x), self._weight(weight), self._bases(bases),
+            "em_step", problem, as_features(problem, x), as_weight(weight), as_bases(bases),
             *map(address, (logit_bias, sums, mass)),
         )  # fmt: skip
         return sums, mass
@@ -130,8 +131,8 @@ class CudaBackend(Backend):
             torch.empty_like(grad_mass),
         )
         self._run(
-            "em_step_backward", problem, self._features(problem, x), self._weight(weight), self._bases(bases),
-            *map(address, (logit_bias, grad_sums, grad_mass)), self._features(problem, grad_x),
+            "em_step_backward", problem, as_features(problem, x), as_weight(weight), as_bases(bases),
+            *map(address, (logit_bias, grad_sums, grad_mass)), as_features(problem, grad_x),
             address(grad_bases), address(grad_logit_bias),
         )  # fmt: skip
         return grad_x, grad_bases, grad_logit_bias
@@ -141,8 +142,8 @@ class CudaBackend(Backend):
         logit_bases, value_bases = logit_bases.to(torch.float32), value_bases.to(torch.float32)
         y = empty_like_order(x, problem.value_channels)
         self._run(
-            "em_reconstruct", problem, self._features(problem, x), self._bases(logit_bases), self._bases(value_bases),
-            address(logit_bias), self._features(problem, y),
+            "em_reconstruct", problem, as_features(problem, x), as_bases(logit_bases), as_bases(value_bases),
+            address(logit_bias), as_features(problem, y),
         )  # fmt: skip
         return y
 
@@ -157,23 +158,22 @@ class CudaBackend(Backend):
             empty(problem, *per_base),
         )
         self._run(
-            "em_reconstruct_backward", problem, self._features(problem, x), self._bases(logit_bases),
-            self._bases(value_bases), address(logit_bias), self._features(problem, grad_y),
-            self._features(problem, grad_x), *map(address, small),
+            "em_reconstruct_backward", problem, as_features(problem, x), as_bases(logit_bases),
+            as_bases(value_bases), address(logit_bias), as_features(problem, grad_y),
+            as_features(problem, grad_x), *map(address, small),
         )  # fmt: skip
         return grad_x, *small
 
     def _run(self, entry: str, problem: Problem, *arguments: Any) -> None:
         """Call an entry point of the core with a workspace; all it does is to launch kernels."""
-        described, plan = self.planned(problem, problem.dtype == torch.float32 and tf32_allowed())
-        size = getattr(self.core, f"{entry}_bytes")(described, plan)
+        tf32 = problem.dtype == torch.float32 and tf32_allowed()
+        described, plan, size = self.planned(entry, problem, tf32)
         workspace = torch.empty(size, dtype=torch.uint8, device=problem.device)
         with self.current(problem.device) as (device, stream):
-            place = self.core.Place(device, stream, workspace.data_ptr())
-            getattr(self.core, entry)(described, plan, place, *arguments)
+            getattr(self.core, entry)(described, plan, (device, stream, workspace.data_ptr()), *arguments)
 
-    def _plan(self, problem: Problem, tf32: bool) -> tuple[Any, Any]:
-        """The problem as the core takes it, and its plan."""
+    def _plan(self, entry: str, problem: Problem, tf32: bool) -> tuple[Any, Any, int]:
+        """The problem as the core takes it, its plan, and the bytes of workspace of an entry point."""
         described = self.core.Problem()
         for name in (
             "batch", "heads", "positions", "channels", "value_channels", "num_bases", "weighted", "num_iters",
@@ -184,19 +184,8 @@ class CudaBackend(Backend):
         described.tf32 = tf32
         described.positions_fastest = problem.order == "BHCN"
         described.eps_max = problem.eps_mode == "max"
-        return described, self.core.plan(described, self.device_properties(problem.device))
-
-    def _features(self, problem: Problem, rows: Tensor) -> Any:
-        """`rows` [B, H, N, C], with the innermost dimension of the problem's memory order dense."""
-        strides = list(rows.stride())
-        strides[2 if problem.order == "BHCN" else 3] = 1  # anything where its size is 1
-        return self.core.Features(rows.data_ptr(), *strides, rows.shape[3])
-
-    def _weight(self, weight: Tensor | None) -> Any:
-        return self.core.Weight(0, 0, 0, 0) if weight is None else self.core.Weight(weight.data_ptr(), *weight.stride())
-
-    def _bases(self, bases: Tensor) -> Any:
-        return self.core.Bases(bases.data_ptr(), *bases.stride())
+        plan = self.make_plan(described, problem.device)
+        return described, plan, getattr(self.core, f"{entry}_bytes")(described, plan)
 
 
 def load_core() -> CudaBackend:
@@ -213,6 +202,7 @@ def load_core() -> CudaBackend:
 BACKEND = load_core()
 
 
+@lru_cache
 def architecture_refusal(
     architectures: Sequence[str], ptx_architectures: Sequence[str], capability: tuple[int, int]
 ) -> str | None:
@@ -258,6 +248,26 @@ def in_order(problem: Problem, rows: Tensor) -> Tensor:
     shape = (batch, heads, channels, positions) if inner == 2 else (batch, heads, positions, channels)
     copy = torch.empty(shape, dtype=rows.dtype, device=rows.device)
     return (copy.transpose(2, 3) if inner == 2 else copy).copy_(rows)
+
+
+def as_features(problem: Problem, rows: Tensor) -> tuple[int, ...]:
+    """`rows` [B, H, N, C] as the core takes them, with the innermost dimension of the problem's memory order dense."""
+    batch, head, position, channel = rows.stride()
+    if problem.order == "BHCN":
+        position = 1  # it may be anything where its size is 1
+    else:
+        channel = 1
+    return rows.data_ptr(), batch, head, position, channel, rows.shape[3]
+
+
+def as_weight(weight: Tensor | None) -> tuple[int, ...]:
+    """`weight` [B, H, N] as the core takes it."""
+    return (0, 0, 0, 0) if weight is None else (weight.data_ptr(), *weight.stride())
+
+
+def as_bases(bases: Tensor) -> tuple[int, ...]:
+    """Bases [B, H, C, K] in float32 as the core takes them."""
+    return bases.data_ptr(), *bases.stride()
 
 
 def dense(tensor: Tensor | None) -> Tensor | None:

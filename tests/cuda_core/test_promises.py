@@ -30,18 +30,15 @@ class GuardedCore:
 
     def __getattr__(self, name):
         found = getattr(self.core, name)
-        if not name.endswith("_bytes"):
+        if not name.startswith("em_") or name.endswith("_bytes"):
             return found
 
-        def measured(problem, plan):
-            size = found(problem, plan)
+        def launch(problem, plan, place, *arguments):
+            size = getattr(self.core, f"{name}_bytes")(problem, plan)
             self.workspaces.append((torch.full((size + 4096,), 255, dtype=torch.uint8), size))
-            return size
+            found(problem, plan, (*place[:2], self.workspaces[-1][0].data_ptr()), *arguments)
 
-        return measured
-
-    def Place(self, device, stream, workspace):
-        return self.core.Place(device, stream, self.workspaces[-1][0].data_ptr())
+        return launch
 
 
 @dtypes

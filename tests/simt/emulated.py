@@ -37,14 +37,11 @@ class EmulatedBackend(cuda.CudaBackend):
     def device_refusal(self, device):
         return None if device.type == "cpu" else f"device is {device}: the emulation wants cpu"
 
-    def device_properties(self, device):
-        return self.core.Device(*self.properties)
-
-    def _plan(self, problem, tf32):
-        described, plan = super()._plan(problem, tf32)
+    def make_plan(self, described, device):
+        plan = self.core.plan(described, self.core.Device(*self.properties))
         if self.change_plan is not None:
             self.change_plan(plan)
-        return described, plan
+        return plan
 
     @contextmanager
     def current(self, device):
