@@ -92,6 +92,7 @@ void bind_problem(py::module_& m) {
       .def_readwrite("tf32", &Problem::tf32)
       .def_readwrite("positions_fastest", &Problem::positions_fastest)
       .def_readwrite("weighted", &Problem::weighted)
+      .def_readwrite("boxed", &Problem::boxed)
       .def_readwrite("num_iters", &Problem::num_iters)
       .def_readwrite("grad_iters", &Problem::grad_iters)
       .def_readwrite("scale", &Problem::scale)
@@ -101,10 +102,13 @@ void bind_problem(py::module_& m) {
 
 void bind_plan(py::module_& m) {
   py::class_<Device>(m, "Device")
-      .def(py::init([](int multiprocessors, int shared_memory) { return Device{multiprocessors, shared_memory}; }),
-           "multiprocessors"_a, "shared_memory"_a)
+      .def(py::init([](int multiprocessors, int shared_memory, bool hopper) {
+             return Device{multiprocessors, shared_memory, hopper};
+           }),
+           "multiprocessors"_a, "shared_memory"_a, "hopper"_a = false)
       .def_readonly("multiprocessors", &Device::multiprocessors)
-      .def_readonly("shared_memory", &Device::shared_memory);
+      .def_readonly("shared_memory", &Device::shared_memory)
+      .def_readonly("hopper", &Device::hopper);
   // Writable, so that tests can launch the kernels in every way that they promise to work.
   py::class_<EStepPlan>(m, "EStepPlan")
       .def_readwrite("splits", &EStepPlan::splits)
@@ -112,7 +116,8 @@ void bind_plan(py::module_& m) {
       .def_readwrite("feature_slots", &EStepPlan::feature_slots)
       .def_readwrite("row_slots", &EStepPlan::row_slots)
       .def_readwrite("rows_resident", &EStepPlan::rows_resident)
-      .def_readwrite("shared_memory", &EStepPlan::shared_memory);
+      .def_readwrite("shared_memory", &EStepPlan::shared_memory)
+      .def_readwrite("hopper", &EStepPlan::hopper);
   py::class_<MStepPlan>(m, "MStepPlan")
       .def_readwrite("splits", &MStepPlan::splits)
       .def_readwrite("slots", &MStepPlan::slots)

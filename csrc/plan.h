@@ -7,6 +7,7 @@ namespace ema {
 struct Device {
   int multiprocessors = 108;
   int shared_memory = 163 << 10;  // bytes that one block may use
+  bool hopper = false;            // has what csrc/hopper needs, and it is wanted
 };
 
 constexpr int TILE = 64;          // positions of a tile
@@ -24,6 +25,7 @@ struct EStepPlan {
   int row_slots = 2;      // chunks of bases in shared memory
   bool rows_resident = false;  // all chunks of bases are loaded once
   int shared_memory = 0;  // bytes
+  bool hopper = false;    // by the kernels of csrc/hopper
 };
 
 struct MStepPlan {

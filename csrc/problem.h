@@ -31,6 +31,7 @@ struct Problem {
   bool tf32 = false;               // float32 products may drop to tf32
   bool positions_fastest = false;  // memory order of all features: [.., C, N] instead of [.., N, C]
   bool weighted = false;           // positions have weights
+  bool boxed = false;              // all features start and step at multiples of 16 bytes: boxes of them can be copied
   int num_iters = 1, grad_iters = 1;
   float scale = 1, eps = 0;
   bool eps_max = false;  // divide by max(eps, value) instead of eps + value

@@ -15,26 +15,50 @@
 
 namespace ema {
 
-// Launches `kernel` and returns the error of the launch alone. An error is also taken off the runtime's record, so that
-// nobody else trips over it later.
+// Launches `kernel` in clusters of `cluster` neighbouring blocks, all of whose blocks run at the same time, and with
+// `cooperative` all blocks of the grid do. Returns the error of the launch alone; an error is also taken off the runtime's
+// record, so that nobody else trips over it later.
 template <class... P, class... A>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream, A... args) {
-  constexpr int without_asking = 48 << 10;
+cudaError_t launch_clusters(void (*kernel)(P...), dim3 grid, dim3 block, int cluster, bool cooperative, int shared_bytes,
+                            cudaStream_t stream, A... args) {
+  constexpr int without_asking = 48 << 10, portable_cluster = 8;
   const void* function = reinterpret_cast<const void*>(kernel);
   cudaError_t error = cudaSuccess;
   if (shared_bytes > without_asking)
     error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (error == cudaSuccess && cluster > portable_cluster)
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error == cudaSuccess) {
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.stream = stream;
+    cudaLaunchAttribute attributes[2] = {};
+    config.attrs = attributes;
+    if (cluster > 1) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+      attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    }
+    if (cooperative) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+      attributes[config.numAttrs++].val.cooperative = 1;
+    }
     std::tuple<P...> values(args...);
     error = std::apply(
         [&](auto&... value) {
           void* pointers[] = {&value...};
-          return cudaLaunchKernel(function, grid, block, pointers, static_cast<size_t>(shared_bytes), stream);
+          return cudaLaunchKernelExC(&config, function, pointers);
         },
         values);
   }
   if (error != cudaSuccess) cudaGetLastError();
   return error;
+}
+
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream, A... args) {
+  return launch_clusters(kernel, grid, block, 1, false, shared_bytes, stream, args...);
 }
 
 }  // namespace ema

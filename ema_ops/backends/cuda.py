@@ -7,6 +7,7 @@ that launches.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -78,8 +79,13 @@ class CudaBackend(Backend):
     def make_plan(self, described: Any, device: torch.device) -> Any:
         """How the core launches a problem, as it takes both, on `device`."""
         known: Any = torch.cuda.get_device_properties(device)
-        properties = self.core.Device(known.multi_processor_count, known.shared_memory_per_block_optin)
+        hopper = (known.major, known.minor) == (9, 0) and self.may_use_hopper()
+        properties = self.core.Device(known.multi_processor_count, known.shared_memory_per_block_optin, hopper)
         return self.core.plan(described, properties)
+
+    def may_use_hopper(self) -> bool:
+        """Whether the kernels for Hopper may serve calls there. Off unless asked for: no GPU has run them yet."""
+        return os.environ.get("EMA_OPS_HOPPER") == "1" and "90a" in self.core.architectures
 
     @contextmanager
     def current(self, device: torch.device) -> Iterator[tuple[int, int]]:
@@ -167,12 +173,13 @@ class CudaBackend(Backend):
     def _run(self, entry: str, problem: Problem, *arguments: Any) -> None:
         """Call an entry point of the core with a workspace; all it does is to launch kernels."""
         tf32 = problem.dtype == torch.float32 and tf32_allowed()
-        described, plan, size = self.planned(entry, problem, tf32)
+        boxed = self.may_use_hopper() and all(map(can_be_boxed, arguments))
+        described, plan, size = self.planned(entry, problem, tf32, boxed)
         workspace = torch.empty(size, dtype=torch.uint8, device=problem.device)
         with self.current(problem.device) as (device, stream):
             getattr(self.core, entry)(described, plan, (device, stream, workspace.data_ptr()), *arguments)
 
-    def _plan(self, entry: str, problem: Problem, tf32: bool) -> tuple[Any, Any, int]:
+    def _plan(self, entry: str, problem: Problem, tf32: bool, boxed: bool) -> tuple[Any, Any, int]:
         """The problem as the core takes it, its plan, and the bytes of workspace of an entry point."""
         described = self.core.Problem()
         for name in (
@@ -182,6 +189,7 @@ class CudaBackend(Backend):
             setattr(described, name, getattr(problem, name))
         described.dtype = getattr(self.core.Dtype, DTYPES[problem.dtype])
         described.tf32 = tf32
+        described.boxed = boxed
         described.positions_fastest = problem.order == "BHCN"
         described.eps_max = problem.eps_mode == "max"
         plan = self.make_plan(described, problem.device)
@@ -258,6 +266,15 @@ def as_features(problem: Problem, rows: Tensor) -> tuple[int, ...]:
     else:
         channel = 1
     return rows.data_ptr(), batch, head, position, channel, rows.shape[3]
+
+
+def can_be_boxed(argument: Any) -> bool:
+    """Whether features of 16-bit numbers start and step at multiples of 16 bytes; True for what are no features."""
+    if not isinstance(argument, tuple) or len(argument) != 6:
+        return True
+    data, batch, head, position, channel, _ = argument
+    step = position if channel == 1 else channel
+    return (data | 2 * (batch | head | step)) % 16 == 0
 
 
 def as_weight(weight: Tensor | None) -> tuple[int, ...]:

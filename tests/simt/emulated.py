@@ -27,9 +27,9 @@ class EmulatedBackend(cuda.CudaBackend):
 
     change_plan = None
 
-    def __init__(self, core, multiprocessors=6, shared_memory=227 * KIB):
+    def __init__(self, core, multiprocessors=6, shared_memory=227 * KIB, hopper=False):
         super().__init__(core)
-        self.properties = multiprocessors, shared_memory
+        self.properties = multiprocessors, shared_memory, hopper
 
     def unavailable(self):
         return None
@@ -42,6 +42,9 @@ class EmulatedBackend(cuda.CudaBackend):
         if self.change_plan is not None:
             self.change_plan(plan)
         return plan
+
+    def may_use_hopper(self):
+        return self.properties[2]
 
     @contextmanager
     def current(self, device):
