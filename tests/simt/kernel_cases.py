@@ -36,6 +36,7 @@ class Case(NamedTuple):
     shared_memory: int = 227 << 10
     multiprocessors: int = 2
     tf32: bool = False
+    hopper: bool = False
     options: dict[str, Any] = {}  # noqa: RUF012
 
 
@@ -79,7 +80,7 @@ def run_case(core: Any, case: Case) -> str:
     if case.weighted:
         options["weight"] = uniform(*case.sizes[:3], seed=4)
     tf32 = mock.patch.object(cuda, "tf32_allowed", return_value=case.tf32)
-    with installed(EmulatedBackend(core, case.multiprocessors, case.shared_memory)), tf32:
+    with installed(EmulatedBackend(core, case.multiprocessors, case.shared_memory, case.hopper)), tf32:
         # tf32 has as many bits as float16
         ours = check(case.call, inputs, grads, "cuda", plain_dtype=fp16 if case.tf32 else None, **options)
     digest = hashlib.sha256()
