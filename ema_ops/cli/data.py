@@ -107,14 +107,14 @@ def _list() -> int:
 
 def parsed_option(text: str) -> tuple[str, Any]:
     """("num_classes", 5) of "num_classes=5"; the value is YAML. Raises ValueError naming what is not like this."""
-    import yaml
+    from ..segmentation.yaml_values import parse_yaml
 
     key, separator, value = text.partition("=")
     if not (key and separator):
         raise ValueError(f"option is {text!r}: expected KEY=VALUE")
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
+        return key, parse_yaml(value)
+    except ValueError:
         raise ValueError(f"option {key} is {value!r}: expected a value as YAML writes it") from None
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ema_ops.cli import main
+from ema_ops.cli.data import parsed_option
 
 
 @pytest.fixture
@@ -65,6 +66,23 @@ def test_bad_arguments(folder, capsys, options, message):
     error = capsys.readouterr().err
     assert error.startswith(f"ema-ops data: {message}")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 0.001), ("-2E6", -2e6), ("1.5", 1.5), ("3", 3), ("[a, 1e1]", ["a", 10.0]), ("e5", "e5"), ("", None)],
+)
+def test_options_are_read_as_configs_are(text, value):
+    parsed = parsed_option(f"key={text}")
+    assert parsed == ("key", value)
+    assert type(parsed[1]) is type(value)
+
+
+@pytest.mark.parametrize("text", ["{a: 1, a: 2}", "{[a]: 1}", "2026-13-01", "[a"])
+def test_what_is_no_value_is_named(text):
+    with pytest.raises(ValueError, match=r"option key is .*: expected a value as YAML writes it") as caught:
+        parsed_option(f"key={text}")
+    assert repr(text) in str(caught.value)
 
 
 def test_set_that_is_not_there(tmp_path, capsys):

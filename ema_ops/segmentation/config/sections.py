@@ -1,21 +1,15 @@
-"""What a training run is told: YAML in, one frozen `Config` out, every mistake named by its key."""
+"""The sections of a config and what each setting may be."""
 
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ..layers import PRESETS, EMAttention
-from .evaluation import Inference
-
-RECIPES = Path(__file__).with_name("recipes")
-"""The folder of the recipes, `NAME.yaml` each."""
+from ...layers import PRESETS, EMAttention
+from ..evaluation import Inference
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -189,111 +183,6 @@ class Config(_Section):
     def plain(self) -> dict[str, Any]:
         """The config in words and numbers only, as it goes into a checkpoint."""
         return self.model_dump(mode="json")
-
-
-def recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def load_config(source: str | Path, sets: Iterable[str] = ()) -> Config:
-    """The config in a YAML file or the recipe of that name, with changes such as "optimizer.lr=0.01" made to it.
-
-    Raises:
-        FileNotFoundError: `source` is neither a file nor a recipe.
-        ValueError: it is no YAML mapping, or a key or value does not fit. One line for each mistake, with the key, the
-            value and what was expected.
-    """
-    path = _find(source)
-    content = _read(path)
-    for text in sets:
-        _set(content, text)
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        lines = [_explained(detail) for detail in error.errors()]
-        raise ValueError("\n".join(f"config {path}: {line}" for line in lines)) from None
-
-
-def _find(source: str | Path) -> Path:
-    path = Path(source)
-    if path.is_file():
-        return path
-    if str(source) in recipes():
-        return RECIPES / f"{source}.yaml"
-    raise FileNotFoundError(f"config {source} is neither a file nor a recipe: expected one of {', '.join(recipes())}")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-3 is a number, and a key given twice is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key} is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 asks for a point in a number with an exponent
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"config {path} holds {content!r}: expected a mapping with the sections {_names(Config)}")
-    return content
-
-
-def _set(content: dict[str, Any], text: str) -> None:
-    """Make the change `text`, "section.key=value", to `content`."""
-    key, separator, value = text.partition("=")
-    *sections, name = key.strip().split(".")
-    if not (separator and name and all(sections)):
-        raise ValueError(f"--set {text}: expected KEY=VALUE such as optimizer.lr=0.01")
-    for depth, section in enumerate(sections, start=1):
-        content = content.setdefault(section, {})
-        if not isinstance(content, dict):
-            raise ValueError(f"--set {text}: {'.'.join(sections[:depth])} is {content!r}, expected a section")
-    try:
-        content[name] = yaml.load(value, _Loader)
-    except yaml.YAMLError:
-        raise ValueError(f"--set {text}: {value!r} is not a YAML value") from None
-
-
-def _explained(detail: Mapping[str, Any]) -> str:
-    """One mistake that pydantic found, in one line."""
-    key, kind, message = ".".join(map(str, detail["loc"])), detail["type"], detail["msg"]
-    if kind == "value_error":
-        return f"{key}.{detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
-    if kind == "extra_forbidden":
-        return f"{key} is not a setting: expected one of {_names(_section(detail['loc'][:-1]))}"
-    if kind == "missing":
-        return f"{key} is missing: expected a value"
-    if kind == "model_type":
-        return f"{key} is {detail['input']!r}: expected a section with {_names(_section(detail['loc']))}"
-    return f"{key} is {detail['input']!r}: expected {message.removeprefix('Input should be ')}"
-
-
-def _section(keys: Iterable[str]) -> type[BaseModel]:
-    section: Any = Config
-    for key in keys:
-        annotation = section.model_fields[key].annotation
-        # the section itself, or the first of "Section | None"
-        section = next(iter(get_args(annotation)), annotation)
-    return section
-
-
-def _names(section: type[BaseModel]) -> str:
-    return ", ".join(section.model_fields)
 
 
 def _is_scalar(value: Any) -> bool:
