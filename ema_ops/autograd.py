@@ -145,6 +145,10 @@ class _OnceFunction(torch.autograd.Function):
         )
 
 
+def _no_gradient(ctx, *grads):
+    raise NotImplementedError("em_unit has no gradient: call EMAUnit with fold=False, or under torch.no_grad()")
+
+
 def _once(operator, *arguments):
     # compiled graphs know that a backward operator has no formula of its own
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
@@ -174,3 +178,4 @@ for _name, _function in {
 }.items():
     _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
     torch.library.register_autograd(f"ema_ops::{_name}", _function.backward, setup_context=_function.setup_context)
+torch.library.register_autograd("ema_ops::em_unit", _no_gradient)

@@ -3,6 +3,7 @@
 x comes in one of the layouts of `layout.py`; it is brought to rows inside the bodies, where autograd records
 nothing and no view becomes part of a compiled graph. bases are [H, C, K] or [B, H, C, K], weight is [B, N] (with layout
 "BHNC" [B, H, N]) where any size may be 1, logit_bias is [K], [B, K] or [B, H, K]. The bodies run with autocast off.
+`em_unit` has one head and no gradient.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from .backends import choose, load
 from .backends.base import Backend
 from .layout import as_own_tensor, as_rows, empty_like, from_rows
-from .problem import Problem
+from .problem import Problem, check_unit
 from .vmap import fold_into_batch
 
 _LOOP = "str layout, int num_iters, int grad_iters, float scale, float eps, str eps_mode"
@@ -32,6 +33,8 @@ SCHEMAS = {
     " -> (Tensor grad_x, Tensor grad_bases, Tensor grad_logit_bias)",
     "em_reconstruct": "(Tensor x, Tensor logit_bases, Tensor value_bases, Tensor? logit_bias, str layout, float scale, "
     "str? backend) -> Tensor y",
+    "em_unit": "(Tensor x, Tensor bases, Tensor? weight, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, "
+    "str layout, int num_iters, float scale, float eps, str eps_mode, str? backend) -> (Tensor y, Tensor bases)",
     "em_reconstruct_backward": "(Tensor grad_y, Tensor x, Tensor logit_bases, Tensor value_bases, "
     "Tensor? logit_bias, str layout, float scale, str? backend)"
     " -> (Tensor grad_x, Tensor grad_logit_bases, Tensor grad_value_bases, Tensor grad_logit_bias)",
@@ -108,6 +111,9 @@ class _Call:
             return None
         logit_bias = logit_bias.unsqueeze(1) if logit_bias.dim() == 2 else logit_bias
         return logit_bias.expand(self.problem.batch, self.heads, self.problem.num_bases)
+
+    def as_bias(self, bias: Tensor) -> Tensor:
+        return bias.to(self.problem.accumulate_dtype).contiguous()
 
 
 @_implement
@@ -220,6 +226,27 @@ def em_reconstruct_backward_fake(grad_y, x, logit_bases, value_bases, logit_bias
         x.new_empty(batch, *value_bases.shape[-3:], dtype=dtype),
         x.new_empty(batch, logit_bases.shape[-3], logit_bases.shape[-1], dtype=dtype),
     )
+
+
+@_implement
+def em_unit(
+    x, bases, weight, weight1, bias1, weight2, bias2, layout, num_iters, scale, eps, eps_mode, backend
+):  # fmt: skip
+    check_unit(x, bases, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2)
+    options = {"num_iters": num_iters, "scale": scale, "eps": eps, "eps_mode": eps_mode, "unit": True}
+    call = _Call(layout, backend, x, bases, weight, **options)
+    y, last = call.kernels.em_unit(
+        call.problem, call.rows, call.expand_bases(bases), call.expand_weight(weight),
+        weight1.to(x.dtype).contiguous(), call.as_bias(bias1), weight2.to(x.dtype).contiguous(), call.as_bias(bias2),
+    )  # fmt: skip
+    return call.from_rows(y), last
+
+
+@_fake
+def em_unit_fake(
+    x, bases, weight, weight1, bias1, weight2, bias2, layout, num_iters, scale, eps, eps_mode, backend
+):  # fmt: skip
+    return _empty_like(x, layout), x.new_empty(x.shape[0], *bases.shape[-3:], dtype=_accumulate_dtype(x))
 
 
 def _refuse_recomputation() -> None:

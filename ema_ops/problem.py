@@ -145,12 +145,26 @@ def check_eps(eps: Any, eps_mode: Any) -> float:
     return number
 
 
+def check_unit(x: Tensor, bases: Tensor, **parameters: Tensor) -> None:
+    """The weights [C, C] and biases [C] of the two convolutions around a loop with one head."""
+    heads, channels = bases.shape[-3:-1]
+    if heads != 1:
+        raise ValueError(f"bases has {heads} heads: expected one, for each would read all channels")
+    for name, value in parameters.items():
+        check_floating(name, value)
+        expected = [channels, channels] if name.startswith("weight") else [channels]
+        if _shape(value) != expected:
+            raise ValueError(f"{name} has shape {_shape(value)}: expected {expected}")
+        _check_device(name, value, x)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One call, complete: sizes, dtype, memory order and the options of the loop.
 
     `order` names the dimensions of `x` from slowest to fastest in memory, one of "BHNC" (rows), "BNHC" (rows
-    with the heads inside, as in a channels-last image) and "BHCN" (a contiguous image).
+    with the heads inside, as in a channels-last image) and "BHCN" (a contiguous image). `unit` says that the loop
+    is asked for with the convolutions around it (`Backend.em_unit`).
     """
 
     batch: int
@@ -169,6 +183,7 @@ class Problem:
     scale: float = 1.0
     eps: float = 0.0
     eps_mode: str = "add"
+    unit: bool = False
 
     @property
     def accumulate_dtype(self) -> torch.dtype:

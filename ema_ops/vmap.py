@@ -10,6 +10,8 @@ from torch import Tensor
 
 # where the batch dimension stands, if not first
 BATCH_DIM = {"path": 1, "masses": 1, "lengths": 1}
+# what is one for all images and has no batch dimension
+ONE_FOR_ALL = ("weight1", "bias1", "weight2", "bias2")
 # rank of the arguments that may come without a batch dimension, one image's worth for all
 SHARED_RANK = {"bases": 3, "logit_bases": 3, "value_bases": 3, "logit_bias": 1}
 
@@ -40,6 +42,10 @@ def fold_into_batch(operator: torch._ops.OpOverload) -> Callable:
 
 def _fold(name: str, value: Tensor, vmapped: int | None, size: int, batch: int) -> Tensor:
     """[.., B, ..] of `size` vmapped calls as [.., size * B, ..]; shared arguments get a batch dimension."""
+    if name in ONE_FOR_ALL:
+        if vmapped is not None:
+            raise NotImplementedError(f"torch.vmap over {name} of em_unit: expected one for all images")
+        return value
     dim = BATCH_DIM.get(name, 0)
     rank = value.dim() - (vmapped is not None)
     shared = SHARED_RANK.get(name) == rank

@@ -69,4 +69,6 @@ def choose(problem: Problem, backend: str | None) -> Backend:
 
 def refusal(backend: Backend, problem: Problem) -> str | None:
     """Why `backend` cannot serve `problem`, or None if it can."""
+    if problem.unit and type(backend).em_unit is Backend.em_unit:
+        return backend.unavailable() or "it has the loop only, not the unit around it (em_unit)"
     return backend.unavailable() or backend.refuses(problem)

@@ -91,3 +91,22 @@ class Backend(ABC):
         logit_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """grad_x, and the gradients of logit bases [B, H, C, K], value bases [B, H, Cv, K] and logit bias."""
+
+    def em_unit(
+        self,
+        problem: Problem,
+        x: Tensor,
+        bases: Tensor,
+        weight: Tensor | None,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The loop on f = x weight1^T + bias1, and around it y = relu(x + relu(rebuilt f) weight2^T + bias2).
+
+        Returns y and the last bases [B, 1, C, K]. There is one head, and no gradient. The weights are [C, C] (out,
+        in) in the dtype of x, the biases [C] in `problem.accumulate_dtype`, all four contiguous. Optional: a backend
+        without it is not asked.
+        """
+        raise NotImplementedError

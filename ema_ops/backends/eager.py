@@ -16,6 +16,8 @@ from ..layout import empty_like_order
 from ..problem import Problem
 from .base import Backend
 
+TILE = 2**17  # numbers in a tile of positions, which the cache of a processor holds
+
 
 class EagerBackend(Backend):
     """See `Backend` for the shapes. Inside, every head of every image is one of G = B * H images: [G, N, C]."""
@@ -100,6 +102,21 @@ class EagerBackend(Backend):
         grad_x = rebuilt(problem, x, grad_product, logit_bases, is_gradient=True)
         grad_logit_bases, grad_value_bases = torch.bmm(features.mT, grad_product), torch.bmm(grad_out.mT, z)
         return grad_x, *(unflat(problem, grad) for grad in (grad_logit_bases, grad_value_bases, grad_bias))
+
+    def em_unit(self, problem, x, bases, weight, weight1, bias1, weight2, bias2):
+        features, weight, m = as_images(problem, x), flat(weight), flat(bases).to(problem.accumulate_dtype)
+        weight1, weight2 = weight1.to(features.dtype), weight2.to(features.dtype)
+        mass = features.new_empty(len(features), problem.num_bases)
+        length, last = torch.empty_like(mass), features.new_empty(m.shape)
+        for _ in range(problem.num_iters):
+            # f M = x (weight1^T M) + bias1 M, and f^T z = weight1 (x^T z) + bias1 times the mass
+            z = responsibilities(problem, features, weight1.mT @ m, problem.scale * (bias1 @ m))
+            zw = weighted(z, weight)
+            torch.sum(zw, 1, out=mass)
+            sums = weight1 @ torch.bmm(features.mT, zw) + bias1.unsqueeze(-1) * mass.unsqueeze(1)
+            normalize(problem, sums, mass, length, last)
+            m = last
+        return epilogue(problem, x, features, z, last, weight2, bias2), unflat(problem, last)
 
 
 BACKEND = EagerBackend()
@@ -227,3 +244,23 @@ def rebuilt(problem: Problem, x: Tensor, left: Tensor, right: Tensor, *, is_grad
     if columns:
         return product.to(x.dtype).mT
     return product.to(x.dtype) if problem.order == "BHNC" else empty_like_order(x, right.shape[1]).copy_(product)
+
+
+def epilogue(
+    problem: Problem, x: Tensor, features: Tensor, z: Tensor, bases: Tensor, weight2: Tensor, bias2: Tensor
+) -> Tensor:
+    """relu(features + relu(z bases^T) weight2^T + bias2) [B, 1, N, C] in the memory order and dtype of `x`."""
+    columns = problem.order == "BHCN"
+    y = empty_like_order(x).flatten(0, 1)
+    tile = max(64, TILE // (problem.channels * max(1, problem.batch)))
+    for start in range(0, problem.positions, tile):
+        part = slice(start, start + tile)
+        residual, z_part, y_part = features[:, part], z[:, part], y[:, part]
+        if columns:
+            rebuilt = torch.bmm(bases, z_part.mT).relu_()
+            total = torch.baddbmm(residual.mT, weight2.expand(len(z), -1, -1), rebuilt).add_(bias2.unsqueeze(-1)).mT
+        else:
+            rebuilt = torch.bmm(z_part, bases.mT).relu_()
+            total = torch.baddbmm(residual, rebuilt, weight2.mT.expand(len(z), -1, -1)).add_(bias2)
+        y_part.copy_(total.relu_())
+    return unflat(problem, y)
