@@ -9,14 +9,29 @@ from __future__ import annotations
 import inspect
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import ops  # noqa: F401  defines torch.ops.ema_ops
+
+
+def run(function, *arguments):
+    """`function.apply`; where no derivative is wanted its operator alone, which is one Python layer less."""
+    # in a compiled graph the layer costs nothing
+    if torch.compiler.is_compiling():
+        return function.apply(*arguments)
+    wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
+    # operators drop a tangent without a word, functions refuse it
+    if wanted or forward_ad._current_level >= 0:
+        return function.apply(*arguments)
+    return function.operator(*arguments)
 
 
 class EMAttentionFunction(torch.autograd.Function):
     """The whole loop: (y, last bases, path, masses, lengths) of x in any layout and bases [(B,) H, C, K]."""
 
     generate_vmap_rule = True
+    operator = torch.ops.ema_ops.em_forward
 
     @staticmethod
     def forward(x, bases, weight, moves_bases, layout, num_iters, grad_iters, scale, eps, eps_mode, backend):
@@ -64,6 +79,7 @@ class EMStepFunction(torch.autograd.Function):
     """One iteration: (sums [B, H, C, K], mass [B, H, K]) of x in any layout and bases [(B,) H, C, K]."""
 
     generate_vmap_rule = True
+    operator = torch.ops.ema_ops.em_step
 
     @staticmethod
     def forward(x, bases, weight, logit_bias, layout, scale, backend):
@@ -100,6 +116,7 @@ class EMReconstructFunction(torch.autograd.Function):
     """y of x in any layout, logit bases [(B,) H, C, K] and value bases [(B,) H, Cv, K]."""
 
     generate_vmap_rule = True
+    operator = torch.ops.ema_ops.em_reconstruct
 
     @staticmethod
     def forward(x, logit_bases, value_bases, logit_bias, layout, scale, backend):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import autograd
 from .autograd import EMAttentionFunction, EMReconstructFunction, EMStepFunction
 from .backends import check_backend
 from .ops import autocast_enabled
@@ -109,9 +110,10 @@ def apply_em_attention(
         bases = bases.detach()
     if grad_iters == 0:
         x = x.detach()
-    y, last_bases, *_ = EMAttentionFunction.apply(
-        x, bases, weight, moves_bases, layout, num_iters, grad_iters, scale, eps, eps_mode, backend
-    )
+    y, last_bases, *_ = autograd.run(
+        EMAttentionFunction, x, bases, weight, moves_bases,
+        layout, num_iters, grad_iters, scale, eps, eps_mode, backend,
+    )  # fmt: skip
     return y, last_bases
 
 
@@ -152,7 +154,8 @@ def em_step(
     check_backend(backend)
 
     one_head = x.dim() == 3
-    sums, mass = EMStepFunction.apply(
+    sums, mass = autograd.run(
+        EMStepFunction,
         _autocast(x),
         bases.unsqueeze(-3) if one_head else bases,
         _full_rank(weight, x),
@@ -201,8 +204,15 @@ def em_reconstruct(
     one_head = x.dim() == 3
     if one_head:
         logit_bases, value_bases = logit_bases.unsqueeze(-3), value_bases.unsqueeze(-3)
-    return EMReconstructFunction.apply(
-        _autocast(x), logit_bases, value_bases, logit_bias, "BNC" if one_head else "BHNC", scale, backend
+    return autograd.run(
+        EMReconstructFunction,
+        _autocast(x),
+        logit_bases,
+        value_bases,
+        logit_bias,
+        "BNC" if one_head else "BHNC",
+        scale,
+        backend,
     )
 
 
