@@ -2,7 +2,9 @@
 # The one script for a machine with a GPU: build, GPU tests, sanitizers, microbenchmark, report. It needs no network.
 #
 # Usage: benchmarks/gpu_check.sh FOLDER [STAGE...]    stages: tests triton random sanitizer bench
-#        validation; all but the last without one
+#        validation hopper hopper_bench; without one the first five
+# hopper and hopper_bench are for an H100 or H200: what the parts of a multiprocessor do in a clock, then tests and times
+# with EMA_OPS_HOPPER=1. The tests use a build whose waits end in an error instead of hanging.
 # Before any stage the core is built (nothing to do the second time); behind them comes the report. Every stage takes
 # less than ten minutes with both, each part ends by itself, and all parts run: the status is 1 if any of them failed.
 #
@@ -13,12 +15,13 @@
 #   EMA_OPS_COMMIT        names the commit where the copy has no git
 # Where nothing can be built, a core that is already there is used: ema_ops/_C.*.so for this Python.
 set -u
-stages="tests triton random sanitizer bench validation"
+usual="tests triton random sanitizer bench"
+stages="$usual validation hopper hopper_bench"
 [ $# -ge 1 ] || { echo "usage: $0 FOLDER [STAGE...], with stages of: $stages" >&2; exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 shift
 cd "$(dirname "$0")/.." || exit 2
-chosen=${*:-${stages% validation}}
+chosen=${*:-$usual}
 for stage in $chosen; do
   case " $stages " in *" $stage "*) ;; *) echo "stage is '$stage': expected of $stages" >&2; exit 2 ;; esac
 done
@@ -90,6 +93,15 @@ sanitize() {
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 }
 
+rebuild() {
+  EMA_OPS_NVCC_FLAGS="$2" EMA_OPS_BUILD_CUDA=1 part "$1" 170 build.txt "$python" setup.py --quiet build_ext --inplace
+}
+
+experiments() {
+  nvcc -std=c++17 -O3 -arch=sm_90a -Icsrc -o "$out/experiments" benchmarks/hopper/experiments.cu &&
+    "$out/experiments" > "$out/experiments.csv" && rm "$out/experiments"
+}
+
 # bench NAME SECONDS OPTIONS...
 bench() {
   local name=$1 seconds=$2
@@ -118,6 +130,22 @@ for stage in $chosen; do
       bench contiguous 60 --memory-order contiguous "${sizes[@]}" "${modes[@]}" --peers --out "$out"
       bench constant-work 110 --memory-order channels_last --shapes constant-work --mode forward backward --peers \
         --backends cuda triton --out "$out/constant_work" ;;
+    hopper)
+      export -f experiments
+      export out
+      part experiments 90 hopper.txt bash -c experiments
+      rebuild build-trapping "${EMA_OPS_NVCC_FLAGS:-} -DEMA_OPS_TRAP"
+      export EMA_OPS_HOPPER=1
+      test_part hopper 200 tests/gpu -k "cuda and not random"
+      unset EMA_OPS_HOPPER
+      rebuild build-again "${EMA_OPS_NVCC_FLAGS:-}" ;;
+    hopper_bench)
+      export EMA_OPS_HOPPER=1
+      bench hopper 200 --memory-order channels_last --batch 1 8 16 --sizes 33x33 65x65 129x129 --mode forward backward full \
+        --backends cuda triton --out "$out/hopper"
+      unset EMA_OPS_HOPPER
+      bench portable 200 --memory-order channels_last --batch 1 8 16 --sizes 33x33 65x65 129x129 --mode forward backward full \
+        --backends cuda triton --out "$out/portable" ;;
     validation)
       part validation 560 validation.txt "$python" -m ema_ops validate --device cuda --ablation-seeds 1 --jobs 4 \
         --out "$out/validation" ;;
