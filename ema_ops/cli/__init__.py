@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+
+from .processes import is_first, tell_error
 
 COMMANDS = ("info", "bench", "demo", "data", "train", "evaluate", "predict", "validate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `ema-ops COMMAND ...`; returns the exit status. Bad input ends with one line and status 2."""
+    """Run `ema-ops COMMAND ...`; returns the exit status.
+
+    Bad input ends with one line and status 2, Ctrl-C with one line and status 130.
+    """
     parser = argparse.ArgumentParser(prog="ema-ops", description="Expectation-Maximization Attention (EMANet).")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
@@ -23,5 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"ema-ops {args.command}: {error}", file=sys.stderr)
+        tell_error(f"ema-ops {args.command}: {error}")
         return 2
+    except KeyboardInterrupt:
+        if is_first():
+            print(f"ema-ops {args.command}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .extras import require
+from .processes import tell_error
 
 HELP = "train a segmentation network from a config file or a recipe, alone or under torchrun"
 _EXAMPLES = """examples:
@@ -42,13 +42,12 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.set)
     if args.out is not None:
         config = config.model_copy(update={"out": args.out})
-    # under torchrun all processes end alike, and one of them speaks
+    # of several processes, on one machine or more, one tells how the run ended
     speaks = os.environ.get("RANK", "0") == "0"
     try:
         summary = train(config, resume=args.resume)
     except FloatingPointError as error:
-        if speaks:
-            print(f"ema-ops train: {error}", file=sys.stderr)
+        tell_error(f"ema-ops train: {error}")
         return 1
     if summary.signal is not None:
         if speaks:

@@ -11,6 +11,7 @@ from torch import nn
 from ..data import SegmentationDataset, evaluation_samples
 from .batches import equal_sizes, to_device
 from .inference import Inference, evaluation_mode
+from .memory import naming_pictures
 from .metric import ConfusionCounter, Scores
 
 
@@ -59,9 +60,10 @@ def evaluate(
     samples = evaluation_samples(dataset, rank=rank, world_size=world_size, workers=workers)
     with evaluation_mode(network):
         for group in equal_sizes(samples, batch, lambda sample: tuple(sample.image.shape)):
-            images = to_device([sample.image for sample in group], device)
-            masks = to_device([sample.mask.to(torch.uint8) for sample in group], device)
-            counter.update(inference.classes(network, images, dataset.num_classes), masks)
+            with naming_pictures([dataset.image_path(sample.name) for sample in group]):
+                images = to_device([sample.image for sample in group], device)
+                masks = to_device([sample.mask.to(torch.uint8) for sample in group], device)
+                counter.update(inference.classes(network, images, dataset.num_classes), masks)
             if progress is not None:
                 progress(len(group))
     return counter.compute()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data import IGNORE
+from .memory import naming_size
 
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The scales of the paper's multi-scale results, together with mirrored pictures."""
@@ -122,15 +122,9 @@ class Inference:
         view = images if view_size == size else _resized(images, view_size, antialias=True)
         view = view.flip(-1) if mirrored else view
         whole_or_slide = self._whole if self.mode == "whole" else self._slide
-        try:
+        with naming_size(len(images), size[0], size[1], scale):
             logits = whole_or_slide(network, view).float()
             logits = logits if view_size == size else _resized(logits, size)
-        except torch.OutOfMemoryError as error:
-            shape = f"{len(images)} x {size[0]} x {size[1]} at scale {scale:g}"
-            reason = (
-                f"no memory for pictures of {shape}: expected a smaller batch, fewer scales, or windows (mode 'slide')"
-            )
-            raise OSError(errno.ENOMEM, reason) from error
         return logits.flip(-1) if mirrored else logits
 
     def _whole(self, network: nn.Module, view: Tensor) -> Tensor:

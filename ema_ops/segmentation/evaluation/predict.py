@@ -16,6 +16,7 @@ from ..data import normalize
 from .batches import equal_sizes, to_device
 from .drawing import Painter
 from .inference import Inference, evaluation_mode
+from .memory import naming_pictures
 from .pictures import check_not_overwritten, read_pictures, result_names
 from .writing import Writer, save_png
 
@@ -25,7 +26,7 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True, eq=False)
 class Frame(Generic[Key]):
-    """A picture to judge: `pixels` uint8 [H, W, 3] on the CPU."""
+    """A picture to judge: `pixels` uint8 [H, W, 3] on the CPU. As text, its `key` names it in errors."""
 
     key: Key
     pixels: Tensor
@@ -67,9 +68,10 @@ class Predictor:
                 yield from before.finish()
 
     def _start(self, group: list[Frame]) -> _Started:
-        pixels = to_device([frame.pixels for frame in group], self.device)
-        images = normalize(pixels.permute(0, 3, 1, 2).float().div_(255))
-        classes = self.inference.classes(self.network, images, self.num_classes)
+        with naming_pictures([frame.key for frame in group]):
+            pixels = to_device([frame.pixels for frame in group], self.device)
+            images = normalize(pixels.permute(0, 3, 1, 2).float().div_(255))
+            classes = self.inference.classes(self.network, images, self.num_classes)
         if self.device.type != "cuda":
             return _Started(group, classes, None)
         host = torch.empty(classes.shape, dtype=classes.dtype, pin_memory=True)

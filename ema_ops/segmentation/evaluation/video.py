@@ -66,16 +66,18 @@ def predict_video(
         started(expected)
         encoder = _Encoder(target, rate, stream.sample_aspect_ratio)
 
-        def write(prediction: Prediction[int]) -> None:
+        def write(prediction: Prediction[_Place]) -> None:
             encoder.add(np.asarray(painter.overlay(prediction.pixels, prediction.classes)))
             if masks:
-                save_png(painter.mask(prediction.classes), out / "masks" / path.stem / f"{prediction.key:06}.png")
+                save_png(
+                    painter.mask(prediction.classes), out / "masks" / path.stem / f"{prediction.key.number:06}.png"
+                )
 
         try:
             with Writer(threads=1) as writer:
                 for prediction in predictor(_frames(path, source)):
                     writer.submit(write, prediction)
-                    done(prediction.key)
+                    done(prediction.key.number)
             encoder.close()
         except BaseException:
             encoder.discard()
@@ -83,7 +85,17 @@ def predict_video(
     return Result(target, encoder.frames, expected)
 
 
-def _frames(path: Path, source: Any) -> Iterator[Frame[int]]:
+class _Place(NamedTuple):
+    """Frame `number` of the video at `path`."""
+
+    path: Path
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.path}, frame {self.number}"
+
+
+def _frames(path: Path, source: Any) -> Iterator[Frame[_Place]]:
     """The frames of the first video stream, turned as a player shows them."""
     number, size = 0, None
     try:
@@ -92,7 +104,7 @@ def _frames(path: Path, source: Any) -> Iterator[Frame[int]]:
             if size is not None and pixels.shape != size:
                 raise OSError(f"{path} changes its size to {pixels.shape[1]} x {pixels.shape[0]} at frame {number}")
             size = pixels.shape
-            yield Frame(number, torch.from_numpy(pixels.copy()))
+            yield Frame(_Place(path, number), torch.from_numpy(pixels.copy()))
             number += 1
     except av.FFmpegError as error:
         raise OSError(

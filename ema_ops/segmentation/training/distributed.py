@@ -90,10 +90,13 @@ def world(device: str | None = None) -> Iterator[World]:
 
     Raises:
         ValueError: no such device here, or one GPU for several processes.
+        OSError: inside the block, another process is gone.
     """
     local_rank, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device is not None and ":" in device and size > 1:
         raise ValueError(f"device is {device!r} for {size} processes: expected 'cuda', the GPU of each local rank")
+    # of the last process here, so that all of them see a mistake
+    find_device(device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)
     place = find_device(device, local_rank)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield World(0, 1, place)
@@ -104,7 +107,12 @@ def world(device: str | None = None) -> Iterator[World]:
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=place)
     else:
         dist.init_process_group("gloo")
-    yield World(dist.get_rank(), dist.get_world_size(), place, dist.group.WORLD)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), place, dist.group.WORLD)
+    except RuntimeError as error:
+        if "closed by peer" in str(error) or "reset by peer" in str(error):
+            raise OSError("stopped, because another process is gone; its message says why") from error
+        raise
     # not after an error: this would wait for processes that still wait for this one
     dist.destroy_process_group()
 
@@ -123,5 +131,6 @@ def find_device(name: str | None, local_rank: int = 0) -> torch.device:
         device = torch.device("cuda", local_rank)
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"device is {name!r}: expected a device that is there, PyTorch sees {count} GPUs")
+        several = f" for {local_rank + 1} processes" if local_rank else ""
+        raise ValueError(f"device is {name!r}{several}: expected a device that is there, PyTorch sees {count} GPUs")
     return device

@@ -1,7 +1,8 @@
-"""Where a loss or gradient that is not finite comes from."""
+"""What to say of a step that failed: where a loss or gradient that is not finite comes from, or what had no room."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..config import TrainingConfig
 from ..data import IGNORE, Batch
+from .distributed import World
 from .files import replacing
 from .step import StepResult, TrainingStep, seed_dropout
 
@@ -71,6 +74,24 @@ def summary(report: dict[str, Any]) -> str:
     if report["nonfinite_parameters"]:
         lines.append(f"parameters that are not finite: {', '.join(report['nonfinite_parameters'])}")
     return "\n".join(lines)
+
+
+def no_memory(config: TrainingConfig, batch: Batch, step: int, world: World, latest: Path) -> OSError:
+    """The error of a `step` that the memory of this process's device is too small for; `latest` is the checkpoint."""
+    height, width = batch.masks.shape[-2:]
+    together = len(batch.masks) // config.accumulate
+    kept = f"{latest} is kept" if latest.exists() else "there is no checkpoint yet"
+    return OSError(
+        errno.ENOMEM,
+        f"step {step}: no memory on {world.device} for {together} crops of {height} x {width} at a time in "
+        f"{config.precision} (training.batch={config.batch}, accumulate={config.accumulate}, processes: {world.size}): "
+        f"expected a smaller training.batch, a larger training.accumulate, {_cheaper(config)}or a smaller data.crop; "
+        f"{kept}",
+    )
+
+
+def _cheaper(config: TrainingConfig) -> str:
+    return "training.precision=bfloat16, " if config.precision == "float32" else ""
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from ..models.backbone_weights import load_backbone_weights
 from ..models.checkpoints import save_network
 from .checkpoints import BEST, LATEST, check_new, fingerprint, read_training
 from .distributed import World, world
-from .failure import failure_report, summary, write_report
+from .failure import failure_report, no_memory, summary, write_report
 from .files import remove_parts, replacing
 from .logging import Log, Speed, memory
 from .optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -60,7 +60,8 @@ def train(config: Config, *, resume: bool = False) -> Summary:
         ValueError, TypeError: a setting does not fit; `out` has a checkpoint and `resume` is False, or one of other
             settings.
         FileNotFoundError: there is nothing to resume, or a part of the data is missing.
-        OSError: a picture cannot be read, or a file not written; the checkpoint before is kept.
+        OSError: a picture cannot be read, a file not written, or the memory of a device is too small; the checkpoint
+            before is kept.
         FloatingPointError: a loss or gradient was not finite; `nonfinite.json` in `out` says where.
     """
     with world(config.training.device) as place, StopRequest() as stop:
@@ -138,6 +139,8 @@ class _Run:
                     result = self.training(batch, step)
                 except NotFiniteError as error:
                     raise self._failed(batch, step, rate, error.result) from None
+                except torch.OutOfMemoryError as error:
+                    raise no_memory(config, batch, step, self.world, self.config.out / LATEST) from error
             self.step = step
             self._tell(bar, result, rate, speed)
             signal = self._signal(stop)

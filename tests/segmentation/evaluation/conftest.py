@@ -57,3 +57,21 @@ def root(tmp_path_factory):
 def dataset(root):
     """These seven, opened."""
     return open_dataset("folder", root, "all", classes=list(CLASSES))
+
+
+@pytest.fixture
+def fail_at(monkeypatch):
+    """Makes forward number `count` of every EMANet from now on raise `error`."""
+
+    def fail(count, error):
+        calls, forward = [0], EMANet.forward
+
+        def counted(*args, **options):
+            calls[0] += 1
+            if calls[0] == count:
+                raise error
+            return forward(*args, **options)
+
+        monkeypatch.setattr(EMANet, "forward", counted)
+
+    return fail

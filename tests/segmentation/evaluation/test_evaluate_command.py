@@ -137,6 +137,22 @@ def test_errors_are_one_line(checkpoint, data, options, message, capsys, tmp_pat
     assert message in error
 
 
+def test_pictures_without_memory_are_named(checkpoint, data, root, tmp_path, capsys, fail_at):
+    fail_at(2, torch.OutOfMemoryError("CUDA out of memory"))
+    out = ["--out", str(tmp_path), "--workers", "0", "--batch", "3"]
+    assert main(["evaluate", "--checkpoint", str(checkpoint), *data, *out]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    # the first three of one size are together, then one is left
+    assert f"{root / 'images' / '2.png'}, {root / 'images' / '6.png'}: no memory for pictures of 2 x 17 x 40" in error
+
+
+def test_interrupted(checkpoint, data, tmp_path, capsys, fail_at):
+    fail_at(3, KeyboardInterrupt())
+    out = ["--out", str(tmp_path), "--workers", "1"]
+    assert main(["evaluate", "--checkpoint", str(checkpoint), *data, *out]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "ema-ops evaluate: interrupted"
+
+
 def test_place_for_the_result_is_needed_before_the_evaluation(checkpoint, data, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     out = ["--out", str(tmp_path / "file"), "--workers", "0"]

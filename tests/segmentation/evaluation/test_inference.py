@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ema_ops.segmentation.data import IGNORE
 from ema_ops.segmentation.evaluation import Inference
 from ema_ops.segmentation.evaluation.inference import evaluation_mode, padded_size, window_starts
+from ema_ops.segmentation.evaluation.memory import naming_pictures
 from ema_ops.segmentation.models import EMANet
 
 
@@ -221,6 +222,16 @@ def test_out_of_memory_says_what_to_do(images):
     ) as info:
         Inference((1.5,)).classes(Full(), images, 2)
     assert info.value.errno == errno.ENOMEM
+
+
+def test_out_of_memory_names_the_pictures():
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), OSError(errno.ENOMEM, "no memory for it")):
+        with pytest.raises(OSError, match=r"a\.png, b\.png: no memory") as info, naming_pictures(["a.png", "b.png"]):
+            raise error
+        assert info.value.errno == errno.ENOMEM
+    # a disk is no memory
+    with pytest.raises(OSError, match=r"^full$"), naming_pictures(["a.png"]):
+        raise OSError("full")
 
 
 def test_evaluation_mode_gives_every_module_its_mode_back():

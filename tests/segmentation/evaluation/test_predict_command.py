@@ -5,6 +5,7 @@ import importlib.util
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ema_ops.cli import main
@@ -141,6 +142,29 @@ def test_video_without_av(predict, video, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "av" else found(name))
     assert predict(video) == 2
     assert capsys.readouterr().err == ("ema-ops predict: not installed: av: expected `pip install 'ema_ops[video]'`\n")
+
+
+def test_without_memory_the_file_is_named(predict, root, video, capsys, fail_at):
+    fail_at(1, torch.OutOfMemoryError("CUDA out of memory"))
+    assert predict(root / "images" / "2.png") == 2
+    assert f"{root / 'images' / '2.png'}: no memory for pictures of 1 x 17 x 40" in capsys.readouterr().err
+    fail_at(3, torch.OutOfMemoryError("CUDA out of memory"))
+    assert predict(video) == 2
+    assert f"{video}, frame 2: no memory for pictures of 1 x 24 x 32" in capsys.readouterr().err
+
+
+def test_interrupted(predict, root, video, tmp_path, capsys, fail_at):
+    fail_at(4, KeyboardInterrupt())
+    assert predict(root / "images", "--workers", "1") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "ema-ops predict: interrupted"
+    # what was written is whole
+    done = files(tmp_path / "out" / "masks")
+    assert 1 <= len(done) <= 3
+    for name in done:
+        Image.open(tmp_path / "out" / "masks" / name).load()
+    fail_at(4, KeyboardInterrupt())
+    assert predict(video) == 130
+    assert not (tmp_path / "out" / "overlays" / "clip.mp4").exists()
 
 
 def test_wrong_inputs(predict, root, tmp_path, capsys):

@@ -166,12 +166,46 @@ def cannot_save(config, folder):
     (folder / f"error{os.environ['RANK']}").write_text(str(caught.value))
 
 
+def test_failure_of_one_process_stops_all(config, tmp_path):
+    processes = start_ranks(2, one_fails, config("training.steps=3"), tmp_path)
+    assert [finish(process) for process in processes] == [0, 0]
+    assert (tmp_path / "error0").read_text() == "stopped, because another process is gone; its message says why"
+    assert (tmp_path / "error1").read_text() == "picture7.png cannot be read"
+
+
+def one_fails(config, folder):
+    take = TrainingStep.__call__
+    rank = int(os.environ["RANK"])
+
+    def fail(training, batch, step):
+        if rank == 1 and step == 2:
+            raise OSError("picture7.png cannot be read")
+        return take(training, batch, step)
+
+    TrainingStep.__call__ = fail
+    # pytest.raises would keep the frames of the error, and with them the connection
+    try:
+        train(config)
+    except OSError as error:
+        (folder / f"error{rank}").write_text(str(error))
+        os._exit(0)
+
+
 def test_unknown_device_is_named(config):
     with pytest.raises(ValueError, match=r"device is 'cuda:9': expected a device that is there, PyTorch sees \d+ GPUs"):
         train(config("training.device=cuda:9"))
     for name in ("gpu", "meta"):
         with pytest.raises(ValueError, match=rf"device is '{name}': expected cpu, cuda or cuda:1"):
             train(config(f"training.device={name}"))
+
+
+def test_too_few_gpus_are_seen_by_all_processes(config, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for name, value in (("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "4"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    message = "device is 'cuda' for 4 processes: expected a device that is there, PyTorch sees 2 GPUs"
+    with pytest.raises(ValueError, match=message):
+        train(config("training.device=cuda"))
 
 
 def test_one_gpu_is_not_for_several_processes(config, monkeypatch):

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from training_runs import losses, make_config, rows, write_config
 
 from ema_ops.cli import main
 from ema_ops.segmentation.training import train
+from ema_ops.segmentation.training.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -70,6 +72,38 @@ def test_mistakes_end_with_one_line_and_status_2(command, tmp_path, options, mes
     assert not (tmp_path / "run" / "log.csv").exists()
 
 
+def test_a_step_without_memory_ends_with_one_line(command, tmp_path, monkeypatch):
+    take = TrainingStep.__call__
+
+    def full(training, batch, step):
+        if step == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return take(training, batch, step)
+
+    monkeypatch.setattr(TrainingStep, "__call__", full)
+    status, _, error = command("--set", "training.accumulate=2")
+    assert status == 2
+    told = error.splitlines()[-1]
+    assert "step 5: no memory on cpu for 2 crops of 24 x 32 at a time in float32 (training.batch=4," in told
+        "step 5: no memory on cpu for 2 crops of 24 x 32 at a time in float32 (training.batch=4, accumulate=2" in told
+    )
+    assert "a larger training.accumulate, training.precision=bfloat16, or a smaller data.crop" in told
+    assert told.endswith(f"{tmp_path / 'run' / 'latest.pt'} is kept")
+    assert "Traceback" not in error
+    # with room for it the run goes on from the checkpoint of step 3
+    monkeypatch.setattr(TrainingStep, "__call__", take)
+    assert command("--set", "training.accumulate=2", "--resume")[0] == 0
+    assert len(losses(tmp_path / "run")) == 12
+
+
+def test_interrupted_before_it_began(command, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ema_ops.segmentation.config.load_config", interrupted)
+    assert command() == (130, "", "ema-ops train: interrupted\n")
+
+
 def test_unknown_config_names_the_recipes(command):
     status, _, error = command(config="voc")
     assert status == 2
@@ -111,14 +145,26 @@ def test_the_same_under_torchrun(data, tmp_path):
     train(one)
     words = ["train", "--config", str(tmp_path / "one.yaml"), "--out", str(tmp_path / "two")]
     words += ["--set", "model.dropout=0", "--set", "training.steps=4"]
+    done = torchrun(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("4 steps done") == 1
+    assert [float(x) for x in losses(tmp_path / "two")] == pytest.approx([float(x) for x in losses(one.out)], rel=1e-4)
+
+
+def test_mistakes_are_told_once_under_torchrun(data, tmp_path):
+    path = write_config(tmp_path / "small.yaml", data, tmp_path / "run")
+    done = torchrun("train", "--config", str(path), "--set", "optimizer.lr=fast")
+    assert done.returncode != 0
+    assert done.stderr.count("ema-ops train: ") == done.stderr.count("optimizer.lr is 'fast'") == 1
+
+
+def torchrun(*words):
+    """The command `words` in two processes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ema_ops"]
-    done = subprocess.run(
+    return subprocess.run(
         [*launch, *words],
         capture_output=True,
         text=True,
         timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("4 steps done") == 1
-    assert [float(x) for x in losses(tmp_path / "two")] == pytest.approx([float(x) for x in losses(one.out)], rel=1e-4)
