@@ -98,7 +98,7 @@ def build(
         return _made(f"{path.stem}-{_digest(*words, *texts)}.o", command)
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, [*sources, HERE / "simt.cpp"]))
+        objects = list(pool.map(compiled, [*sources, *sorted(HERE.glob("simt*.cpp"))]))
     link = [*compiler, *optimised, "-shared", "-pthread", *map(str, objects)]
     folder = f"{name}-{_digest(*(path.name for path in objects), *optimised)}"
     return _made(f"{folder}/{name}.so", link)

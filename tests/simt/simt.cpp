@@ -1,6 +1,8 @@
 // The machine behind simt.h: fibers, their meetings, and the blocks of a grid over a few processors.
 #include "simt.h"
 
+#include "simt_warpgroup.h"
+
 #include <sys/mman.h>
 
 #include <atomic>
@@ -50,6 +52,8 @@ class Order {
     return order;
   }
   bool lanes_reversed(unsigned seed) const { return name_ == "reverse" || (name_ == "shuffled" && seed % 2 == 1); }
+  bool forward() const { return name_ == "forward"; }
+  bool shuffled() const { return name_ == "shuffled"; }
 
  private:
   std::string name_;
@@ -58,43 +62,69 @@ class Order {
 struct Launch {
   dim3 grid;
   int threads, shared_bytes;
+  int cluster, together;  // blocks
   const std::function<void()>* kernel;
   Order order;
 };
 
-// One processor: runs a block at a time.
+struct Action {
+  const Block* target;
+  Place place;
+  std::function<void()> run;
+};
+
+// One processor: runs a block at a time, or the blocks that must run together.
 class Machine {
  public:
   void run(const Launch& launch, int number);
   bool meet_lanes(const char* operation, unsigned mask, const Place& place);
   void meet_block(const Place& place);
+  void meet_some(int barrier, int threads, const Place& place);
+  void meet_cluster(const Place& place);
+  void sleep(const char* operation, const void* awaited, std::string (*describe)(const void*), const Place& place);
+  void yield(const char* operation, const void* awaited, std::string (*describe)(const void*), const Place& place);
+  void happened(const void* awaited);
+  bool at_once();
+  bool all_blocks_run() const { return all_blocks_run_; }
+  void later(const Block* target, const Place& place, std::function<void()> action);
 
  private:
   static void entry();
   void prepare(const Launch& launch);
+  void prepare_block(const Launch& launch, int which, int number);
   void leave();
-  void open_barrier();
+  void stop(const char* operation, const Place& place);
+  void open_barrier(Block& block);
+  void open_cluster(Cluster& cluster);
   void next();
+  bool act();
   [[noreturn]] void deadlock();
-  void guard_shared_memory(bool check);
+  void guard_shared_memory(size_t which, bool check);
 
-  Block block_;
+  std::vector<Block> blocks_;
+  std::vector<Cluster> clusters_;
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
+  std::vector<Warpgroup> warpgroups_;
+  std::vector<std::vector<unsigned char>> memory_;
   std::vector<int> warp_order_;
-  bool lanes_reversed_ = false;
-  int turn_ = 0;  // whose warp's it is, in warp_order_
+  bool lanes_reversed_ = false, forward_ = true, shuffled_ = false, all_blocks_run_ = false;
+  int turn_ = 0;   // whose warp's it is, in warp_order_
+  int alive_ = 0;  // threads
+  int idle_ = 0;   // rounds in which threads that yielded were all that ran
+  std::vector<Thread*> asleep_, yielded_;
+  std::vector<Action> actions_;
+  std::mt19937 random_;
   Fiber main_;
   const std::function<void()>* kernel_ = nullptr;
   unsigned char* stacks_ = nullptr;
   size_t stack_count_ = 0;
-  std::vector<unsigned char> memory_;
 };
 
 thread_local Machine* machine = nullptr;
 
 void Machine::prepare(const Launch& launch) {
-  const size_t count = launch.threads;
+  const size_t blocks = launch.together, count = blocks * launch.threads;
   if (stack_count_ < count) {
     if (stacks_ != nullptr) munmap(stacks_, stack_count_ * STACK);
     void* memory = mmap(nullptr, count * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -107,70 +137,110 @@ void Machine::prepare(const Launch& launch) {
     for (size_t i = 0; i < count; ++i) mprotect(stacks_ + i * STACK, 4096, PROT_NONE);  // an overflow shows
   }
   threads_.resize(count);
-  warps_.resize((count + 31) / 32);
+  warps_.resize(blocks * ((launch.threads + 31) / 32));
+  warpgroups_.resize(blocks * ((launch.threads + 127) / 128));
+  blocks_.resize(blocks);
+  clusters_.resize(blocks / launch.cluster);
+  if (memory_.size() < blocks) memory_.resize(blocks);
+  for (size_t which = 0; which < blocks; ++which) {
+    std::vector<unsigned char>& memory = memory_[which];
 #ifdef __SANITIZE_ADDRESS__
-  if (!memory_.empty()) ASAN_UNPOISON_MEMORY_REGION(memory_.data(), memory_.size());
+    if (!memory.empty()) ASAN_UNPOISON_MEMORY_REGION(memory.data(), memory.size());
 #endif
-  memory_.resize(launch.shared_bytes + 2 * GUARD + 1024);
-  auto start = reinterpret_cast<uintptr_t>(memory_.data()) + GUARD;
-  block_.shared = reinterpret_cast<unsigned char*>((start + 1023) & ~uintptr_t{1023});
-  block_.shared_bytes = launch.shared_bytes;
+    memory.resize(launch.shared_bytes + 2 * GUARD + 1024);
+    auto start = reinterpret_cast<uintptr_t>(memory.data()) + GUARD;
+    blocks_[which].shared = reinterpret_cast<unsigned char*>((start + 1023) & ~uintptr_t{1023});
+    blocks_[which].shared_bytes = launch.shared_bytes;
+  }
 }
 
-void Machine::guard_shared_memory(bool check) {
-  unsigned char* end = block_.shared + block_.shared_bytes;
-  unsigned char* last = memory_.data() + memory_.size();
+void Machine::guard_shared_memory(size_t which, bool check) {
+  const Block& block = blocks_[which];
+  std::vector<unsigned char>& memory = memory_[which];
+  unsigned char* end = block.shared + block.shared_bytes;
+  unsigned char* last = memory.data() + memory.size();
 #ifdef __SANITIZE_ADDRESS__
-  if (!check) ASAN_POISON_MEMORY_REGION(memory_.data(), block_.shared - memory_.data());
+  if (!check) ASAN_POISON_MEMORY_REGION(memory.data(), block.shared - memory.data());
   if (!check) ASAN_POISON_MEMORY_REGION(end, last - end);
 #else
   auto touched = [](unsigned char value) { return value != POISON; };
-  if (check && (std::any_of(memory_.data(), block_.shared, touched) || std::any_of(end, last, touched)))
-    fail(self->place, "somebody in this block wrote outside its %d bytes of shared memory", block_.shared_bytes);
+  if (check && (std::any_of(memory.data(), block.shared, touched) || std::any_of(end, last, touched)))
+    fail(self->place, "somebody in this block wrote outside its %d bytes of shared memory", block.shared_bytes);
 #endif
 }
 
-void Machine::run(const Launch& launch, int number) {
-  prepare(launch);
-  kernel_ = launch.kernel;
+// Block `number` of the grid as the block `which` of those that run together.
+void Machine::prepare_block(const Launch& launch, int which, int number) {
   const unsigned columns = launch.grid.x, rows = launch.grid.y, n = number;
-  block_.index = uint3{n % columns, n / columns % rows, n / columns / rows};
-  block_.alive = launch.threads;
-  block_.waiting = 0;
+  const int threads = launch.threads, warps = (threads + 31) / 32;
+  Block& block = blocks_[which];
+  block.index = uint3{n % columns, n / columns % rows, n / columns / rows};
+  block.cluster = &clusters_[which / launch.cluster];
+  block.rank = which % launch.cluster;
+  block.alive = threads;
+  block.waiting = 0;
+  block.threads = &threads_[which * threads];
+  block.warps = &warps_[which * warps];
+  block.warp_count = warps;
+  block.warpgroups = &warpgroups_[which * ((threads + 127) / 128)];
+  std::fill(std::begin(block.barriers), std::end(block.barriers), NamedBarrier{});
+  std::vector<unsigned char>& memory = memory_[which];
 #ifdef __SANITIZE_ADDRESS__
-  ASAN_UNPOISON_MEMORY_REGION(memory_.data(), memory_.size());
+  ASAN_UNPOISON_MEMORY_REGION(memory.data(), memory.size());
 #endif
-  std::memset(memory_.data(), POISON, memory_.size());
-  guard_shared_memory(false);
-  for (int w = 0; w < static_cast<int>(warps_.size()); ++w) {
-    int lanes = std::min(32, launch.threads - 32 * w);
+  std::memset(memory.data(), POISON, memory.size());
+  guard_shared_memory(which, false);
+  for (int w = 0; w < warps; ++w) {
+    int lanes = std::min(32, threads - 32 * w);
     unsigned all = lanes == 32 ? ~0u : (1u << lanes) - 1;
-    warps_[w] = Warp{&block_, &threads_[32 * w], all, all, 0, {}};
+    block.warps[w] = Warp{&block, block.threads + 32 * w, all, all, 0, {}};
   }
-  for (int i = 0; i < launch.threads; ++i) {
-    Thread& thread = threads_[i];
+  for (int i = 0; i < threads; ++i) {
+    Thread& thread = block.threads[i];
     const unsigned x = blockDim.x, y = blockDim.y, t = i;
     thread.index = uint3{t % x, t / x % y, t / x / y};
     thread.lane = i % 32;
-    thread.warp = &warps_[i / 32];
+    thread.warp = &block.warps[i / 32];
     thread.operation = nullptr;
     thread.place = Place::here();
+    thread.describe = nullptr;
     thread.copies.clear();
     thread.group_sizes.clear();
+    thread.stores.clear();
+    thread.store_groups.clear();
+    thread.products = 0;
+    thread.product_groups.clear();
+    thread.products_begun = false;
     size_t shift = thread.lane * 832;  // stacks at equal distances would share few lines of the cache
-    unsigned char* top = stacks_ + (i + 1) * STACK - shift;
+    unsigned char* top = stacks_ + (which * threads + i + 1) * STACK - shift;
 #ifdef __SANITIZE_ADDRESS__
     ASAN_UNPOISON_MEMORY_REGION(top - 4096, 4096);  // the thread before left its kernel without returning
 #endif
     thread.fiber.prepare(top, STACK - shift - 4096, entry);
   }
+}
+
+// `number` counts what runs together.
+void Machine::run(const Launch& launch, int number) {
+  prepare(launch);
+  kernel_ = launch.kernel;
+  alive_ = launch.together * launch.threads;
+  for (Warpgroup& warpgroup : warpgroups_) warpgroup.reset();
+  for (size_t i = 0; i < clusters_.size(); ++i)
+    clusters_[i] = Cluster{&blocks_[i * launch.cluster], launch.cluster, launch.cluster * launch.threads, 0};
+  for (int which = 0; which < launch.together; ++which)
+    prepare_block(launch, which, number * launch.together + which);
+  forward_ = launch.order.forward();
+  shuffled_ = launch.order.shuffled();
+  all_blocks_run_ = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z == static_cast<uint64_t>(launch.together);
+  random_.seed(number);
   warp_order_ = launch.order(static_cast<int>(warps_.size()), number);
   lanes_reversed_ = launch.order.lanes_reversed(number);
   turn_ = 0;
   const Warp& first = warps_[warp_order_[0]];
   self = &first.threads[lanes_reversed_ ? 31 - __builtin_clz(first.ready) : 0];
   main_.switch_to(self->fiber);
-  guard_shared_memory(true);
+  for (size_t which = 0; which < blocks_.size(); ++which) guard_shared_memory(which, true);
 }
 
 void Machine::entry() {
@@ -180,25 +250,99 @@ void Machine::entry() {
 
 void Machine::leave() {
   Warp& warp = *self->warp;
+  Block& block = *warp.block;
+  check_nothing_pending();
   warp.alive &= ~(1u << self->lane);
   warp.ready &= ~(1u << self->lane);
-  if (--block_.alive == 0) self->fiber.switch_to(main_);
-  if (block_.waiting > 0 && block_.waiting == block_.alive) open_barrier();
+  --block.alive;
+  --block.cluster->alive;
+  if (block.alive == 0)
+    for (const Action& action : actions_)
+      if (action.target == &block) fail(action.place, "the block has left and nobody has waited for this copy");
+  if (--alive_ == 0) self->fiber.switch_to(main_);
+  if (block.waiting > 0 && block.waiting == block.alive) open_barrier(block);
+  if (block.cluster->waiting > 0 && block.cluster->waiting == block.cluster->alive) open_cluster(*block.cluster);
   next();
 }
 
 // Lets the next thread run: of the same warp while one can, since warps meet often.
 void Machine::next() {
   const int count = static_cast<int>(warps_.size());
-  for (int i = 0; i < count; ++i, turn_ = turn_ + 1 == count ? 0 : turn_ + 1) {
-    const Warp& warp = warps_[warp_order_[turn_]];
-    if (warp.ready == 0) continue;
-    Thread* before = self;
-    self = &warp.threads[lanes_reversed_ ? 31 - __builtin_clz(warp.ready) : __builtin_ctz(warp.ready)];
-    if (self != before) before->fiber.switch_to(self->fiber);
-    return;
-  }
+  if (shuffled_ && !actions_.empty() && random_() % 8 == 0) act();
+  do {
+    for (int i = 0; i < count; ++i, turn_ = turn_ + 1 == count ? 0 : turn_ + 1) {
+      const Warp& warp = warps_[warp_order_[turn_]];
+      if (warp.ready == 0) continue;
+      Thread* before = self;
+      self = &warp.threads[lanes_reversed_ ? 31 - __builtin_clz(warp.ready) : __builtin_ctz(warp.ready)];
+      if (self != before) before->fiber.switch_to(self->fiber);
+      return;
+    }
+  } while (act());
   deadlock();
+}
+
+// What the machine can do when no thread can go on.
+bool Machine::act() {
+  if (!actions_.empty()) {
+    const size_t which = shuffled_ ? random_() % actions_.size() : actions_.size() - 1;
+    const std::function<void()> run = std::move(actions_[which].run);
+    actions_.erase(actions_.begin() + which);
+    run();
+    idle_ = 0;
+    return true;
+  }
+  if (yielded_.empty() || ++idle_ > 1000) return false;
+  for (const Thread* thread : yielded_) thread->warp->ready |= 1u << thread->lane;
+  yielded_.clear();
+  return true;
+}
+
+bool Machine::at_once() { return forward_ || (shuffled_ && random_() % 4 == 0); }
+
+void Machine::later(const Block* target, const Place& place, std::function<void()> action) {
+  if (forward_) return action();
+  actions_.push_back({target, place, std::move(action)});
+}
+
+// This thread cannot go on.
+void Machine::stop(const char* operation, const Place& place) {
+  self->operation = operation;
+  self->place = place;
+  self->mask = 0;
+  self->describe = nullptr;
+  self->warp->ready &= ~(1u << self->lane);
+}
+
+void Machine::sleep(const char* operation, const void* awaited, std::string (*describe)(const void*),
+                    const Place& place) {
+  stop(operation, place);
+  self->awaited = awaited;
+  self->describe = describe;
+  asleep_.push_back(self);
+  if (shuffled_ && self->warp->ready == 0) turn_ = random_() % warps_.size();
+  next();
+}
+
+void Machine::yield(const char* operation, const void* awaited, std::string (*describe)(const void*),
+                    const Place& place) {
+  stop(operation, place);
+  self->awaited = awaited;
+  self->describe = describe;
+  yielded_.push_back(self);
+  next();
+}
+
+void Machine::happened(const void* awaited) {
+  idle_ = 0;
+  size_t kept = 0;
+  for (Thread* thread : asleep_) {
+    if (thread->awaited == awaited)
+      thread->warp->ready |= 1u << thread->lane;
+    else
+      asleep_[kept++] = thread;
+  }
+  asleep_.resize(kept);
 }
 
 bool Machine::meet_lanes(const char* operation, unsigned mask, const Place& place) {
@@ -227,43 +371,70 @@ bool Machine::meet_lanes(const char* operation, unsigned mask, const Place& plac
 }
 
 void Machine::meet_block(const Place& place) {
-  Warp& warp = *self->warp;
-  self->operation = "__syncthreads";
-  self->place = place;
-  self->mask = 0;
-  warp.ready &= ~(1u << self->lane);
-  if (++block_.waiting == block_.alive) {
-    open_barrier();
+  Block& block = *self->warp->block;
+  stop("__syncthreads", place);
+  if (++block.waiting == block.alive) {
+    open_barrier(block);
     turn_ = 0;
   }
   next();
 }
 
-void Machine::open_barrier() {
+void Machine::open_barrier(Block& block) {
   const Thread* first = nullptr;
-  for (Warp& warp : warps_) {
+  for (int w = 0; w < block.warp_count; ++w) {
+    Warp& warp = block.warps[w];
     for (unsigned left = warp.alive; left != 0; left &= left - 1) {
       Thread& thread = warp.threads[__builtin_ctz(left)];
       if (first == nullptr) first = &thread;
       if (!(thread.place == first->place))
-        fail(first->place, "__syncthreads here in thread %d, but thread %d is at %s:%d", static_cast<int>(first - &threads_[0]),
-             static_cast<int>(&thread - &threads_[0]), thread.place.file, thread.place.line);
+        fail(first->place, "__syncthreads here in thread %td, but thread %td is at %s:%d", first - block.threads,
+             &thread - block.threads, thread.place.file, thread.place.line);
     }
     warp.ready = warp.alive;
   }
-  block_.waiting = 0;
+  block.waiting = 0;
+}
+
+void Machine::meet_some(int barrier, int threads, const Place& place) {
+  if (barrier < 1 || barrier > 15 || threads < 32 || threads % 32 != 0)
+    fail(place, "meet(%d, %d): barriers are 1 to 15, and whole warps meet", barrier, threads);
+  NamedBarrier& named = self->warp->block->barriers[barrier];
+  if (named.waiting > 0 && named.threads != threads)
+    fail(place, "meet(%d, %d), while others meet there as %d at %s:%d", barrier, threads, named.threads,
+         named.place.file, named.place.line);
+  named.threads = threads;
+  named.place = place;
+  if (++named.waiting < threads) return sleep("meet", &named, nullptr, place);
+  named.waiting = 0;
+  happened(&named);
+}
+
+void Machine::meet_cluster(const Place& place) {
+  Cluster& cluster = *self->warp->block->cluster;
+  if (++cluster.waiting < cluster.alive) return sleep("meet_cluster", &cluster, nullptr, place);
+  open_cluster(cluster);
+}
+
+void Machine::open_cluster(Cluster& cluster) {
+  cluster.waiting = 0;
+  happened(&cluster);
 }
 
 void Machine::deadlock() {
-  for (Warp& warp : warps_)
-    for (unsigned left = warp.alive; left != 0; left &= left - 1) {
-      const Thread& thread = warp.threads[__builtin_ctz(left)];
-      const Thread* before = left == warp.alive ? nullptr : &thread - 1;
-      if (before != nullptr && before->place == thread.place) continue;
-      std::fprintf(stderr, "simt: from thread %d on: %s at %s:%d\n", static_cast<int>(&thread - &threads_[0]),
-                   thread.operation, thread.place.file, thread.place.line);
-    }
-  fail(self->place, "deadlock: %d of %d threads are alive and all of them wait", block_.alive,
+  for (const Block& block : blocks_)
+    for (const Warp* warp = block.warps; warp < block.warps + block.warp_count; ++warp)
+      for (unsigned left = warp->alive; left != 0; left &= left - 1) {
+        Thread& thread = warp->threads[__builtin_ctz(left)];
+        const Thread* before = left == warp->alive ? nullptr : &thread - 1;
+        if (before != nullptr && before->place == thread.place) continue;
+        self = &thread;  // for `describe`
+        const std::string what = thread.describe == nullptr ? "" : thread.describe(thread.awaited);
+        std::fprintf(stderr, "simt: block (%u, %u, %u), from thread %td on: %s%s%s at %s:%d\n", block.index.x,
+                     block.index.y, block.index.z, &thread - block.threads, thread.operation, what.empty() ? "" : " ",
+                     what.c_str(), thread.place.file, thread.place.line);
+      }
+  fail(self->place, "deadlock: %d of %d threads are alive and all of them wait", alive_,
        static_cast<int>(threads_.size()));
 }
 
@@ -286,6 +457,20 @@ bool meet_lanes(const char* operation, unsigned mask, const Place& place) {
   return machine->meet_lanes(operation, mask, place);
 }
 void meet_block(const Place& place) { machine->meet_block(place); }
+void meet_some(int barrier, int threads, const Place& place) { machine->meet_some(barrier, threads, place); }
+void meet_cluster(const Place& place) { machine->meet_cluster(place); }
+void sleep(const char* operation, const void* awaited, std::string (*describe)(const void*), const Place& place) {
+  machine->sleep(operation, awaited, describe, place);
+}
+void yield(const char* operation, const void* awaited, std::string (*describe)(const void*), const Place& place) {
+  machine->yield(operation, awaited, describe, place);
+}
+void happened(const void* awaited) { machine->happened(awaited); }
+bool at_once() { return machine->at_once(); }
+bool all_blocks_run() { return machine->all_blocks_run(); }
+void later(const Block* target, const Place& place, std::function<void()> action) {
+  machine->later(target, place, std::move(action));
+}
 
 namespace {
 
@@ -295,31 +480,35 @@ int processors() {
   return std::thread::hardware_concurrency() > 1 ? 2 : 1;
 }
 
-cudaError_t check(dim3 grid, dim3 block, int shared_bytes) {
-  constexpr int most_shared = 227 << 10;
+cudaError_t check(dim3 grid, dim3 block, int cluster, int shared_bytes) {
+  constexpr int most_shared = 227 << 10, largest_cluster = 16;
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > 1024 || grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaErrorInvalidConfiguration;
   if (grid.x > 0x7FFFFFFF || grid.y > 65535 || grid.z > 65535) return cudaErrorInvalidConfiguration;
+  if (cluster < 1 || cluster > largest_cluster || grid.x % cluster != 0) return cudaErrorInvalidClusterSize;
   return shared_bytes < 0 || shared_bytes > most_shared ? cudaErrorInvalidValue : cudaSuccess;
 }
 
 }  // namespace
 
-cudaError_t run(dim3 grid, dim3 block, int shared_bytes, const std::function<void()>& kernel) {
+cudaError_t run(dim3 grid, dim3 block, int cluster, bool cooperative, int shared_bytes,
+                const std::function<void()>& kernel) {
   static std::mutex one_launch;
   static std::vector<std::unique_ptr<Machine>> machines;
   std::lock_guard<std::mutex> lock(one_launch);
-  if (cudaError_t error = check(grid, block, shared_bytes)) return error;
+  if (cudaError_t error = check(grid, block, cluster, shared_bytes)) return error;
   blockDim = block;
   gridDim = grid;
-  const Launch launch{grid, static_cast<int>(block.x * block.y * block.z), shared_bytes, &kernel, Order()};
-  const std::vector<int> blocks = launch.order(static_cast<int>(grid.x * grid.y * grid.z), 0);
-  const size_t workers = std::min<size_t>(processors(), blocks.size());
+  const int blocks = static_cast<int>(grid.x * grid.y * grid.z), together = cooperative ? blocks : cluster;
+  const Launch launch{grid, static_cast<int>(block.x * block.y * block.z), shared_bytes, cluster, together, &kernel,
+                      Order()};
+  const std::vector<int> numbers = launch.order(blocks / together, 0);
+  const size_t workers = std::min<size_t>(processors(), numbers.size());
   while (machines.size() < workers) machines.push_back(std::make_unique<Machine>());
   std::atomic<size_t> taken{0};
   auto work = [&](Machine* mine) {
     machine = mine;
-    for (size_t i; (i = taken++) < blocks.size();) mine->run(launch, blocks[i]);
+    for (size_t i; (i = taken++) < numbers.size();) mine->run(launch, numbers[i]);
   };
   std::vector<std::thread> others;
   for (size_t i = 1; i < workers; ++i) others.emplace_back(work, machines[i].get());
@@ -337,6 +526,7 @@ extern "C" const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorInvalidValue: return "invalid argument";
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
     case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorInvalidClusterSize: return "invalid cluster size";
     default: return "another error";
   }
 }

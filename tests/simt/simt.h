@@ -1,13 +1,16 @@
-// CUDA C++ on the CPU: every thread of a block is a fiber, block after block. Test code only.
+// CUDA C++ on the CPU: every thread of a block is a fiber, block after block; the blocks of a cluster, and all blocks of
+// a cooperative launch, run together. Test code only.
 //
-// A fiber runs until its warp or its block must meet, then the next one runs, so the kernel sees one legal order of
-// events: EMA_SIMT_ORDER=forward|reverse|shuffled picks the order of blocks and of the warps in a block, and no result
-// may depend on it. EMA_SIMT_THREADS blocks (default: 2, or 1 on a single processor) run at a time.
+// A fiber runs until it must meet others or wait, then the next one runs, so the kernel sees one legal order of events:
+// EMA_SIMT_ORDER=forward|reverse|shuffled picks the order of blocks and of the warps in a block, and no result may depend
+// on it. What the hardware does beside the threads (copies of boxes, products of warpgroups) happens at once in forward
+// order, as late as the waits allow in reverse order, and at random else. EMA_SIMT_THREADS blocks (default: 2, or 1 on a
+// single processor) run at a time.
 //
 // What it catches: threads that meet at different places or never, shared memory read before it was written (it starts as
 // NaN) or written beyond its size, copies that nobody waited for, wrong fragments; with AddressSanitizer also every
-// access outside an allocation. What it does not see: memory ordering, bank conflicts, registers, the rounding of
-// tensor cores.
+// access outside an allocation. What it does not see: memory ordering, fences, bank conflicts, registers, the rounding
+// of tensor cores.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <vector_functions.h>
@@ -20,6 +23,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "fiber.h"
@@ -53,15 +57,43 @@ struct Place {
   }
 };
 
-struct Block {
-  uint3 index;
-  int alive;    // threads that have not left the kernel
-  int waiting;  // of them, at the barrier
-  unsigned char* shared;
-  int shared_bytes;
+// Threads that meet at a barrier with a name.
+struct NamedBarrier {
+  int threads = 0, waiting = 0;
+  Place place{};
 };
 
+struct Block;
 struct Thread;
+// Blocks that see each other's shared memory; a block without a cluster is one of its own.
+struct Cluster {
+  Block* blocks;
+  int size;
+  int alive, waiting;  // threads
+};
+
+struct Warp;
+struct Warpgroup;
+struct Block {
+  uint3 index;
+  Cluster* cluster;
+  int rank;     // in the cluster
+  int alive;    // threads that have not left the kernel
+  int waiting;  // of them, at the barrier
+  Thread* threads;
+  Warp* warps;
+  int warp_count;
+  Warpgroup* warpgroups;
+  unsigned char* shared;
+  int shared_bytes;
+  NamedBarrier barriers[16];
+
+  bool contains(const void* p, int bytes) const {
+    const auto* byte = static_cast<const unsigned char*>(p);
+    return byte >= shared && byte + bytes <= shared + shared_bytes;
+  }
+};
+
 struct Warp {
   Block* block;
   Thread* threads;
@@ -75,16 +107,30 @@ struct Copy {
   int bytes;
 };
 
+// A copy from shared memory to memory, in two steps that are waited for one by one.
+struct Store {
+  std::function<void()> read, write;  // empty when done
+  Place place;
+  bool waited;  // for the read
+};
+
 struct Thread {
   Fiber fiber;
   uint3 index;
   int lane;
   Warp* warp;
-  const char* operation;  // the last one for which threads had to meet, and its line
+  const char* operation;  // the last one for which threads had to meet or to wait, and its line
   Place place;
-  unsigned mask;  // lanes that meet, 0: the whole block
+  unsigned mask;  // lanes that meet, 0: others
+  std::string (*describe)(const void*);  // what it waits for, null: nothing to tell
+  const void* awaited;
   std::vector<Copy> copies;         // issued and not done, oldest first
   std::vector<size_t> group_sizes;  // of those that are committed
+  std::vector<Store> stores;        // since the last commit
+  std::vector<std::vector<Store>> store_groups;
+  size_t products;                     // of the warpgroup that this thread started
+  std::vector<size_t> product_groups;  // their number at every commit that was not waited for
+  bool products_begun;
 };
 
 // The thread that runs.
@@ -96,6 +142,21 @@ extern __thread Thread* self __attribute__((tls_model("initial-exec")));
 // Waits for the lanes of `mask`; true for the last to arrive, which did not wait and goes on while the others are ready.
 bool meet_lanes(const char* operation, unsigned mask, const Place& place);
 void meet_block(const Place& place);
+void meet_some(int barrier, int threads, const Place& place);
+void meet_cluster(const Place& place);
+
+// Others run until something happened to `awaited`.
+void sleep(const char* operation, const void* awaited, std::string (*describe)(const void*), const Place& place);
+// Others run, until this one's turn comes again.
+void yield(const char* operation, const void* awaited, std::string (*describe)(const void*), const Place& place);
+void happened(const void* awaited);
+
+// Whether what the hardware does beside the threads happens now, in the order that was asked for.
+bool at_once();
+// Whether all blocks of the grid run together.
+bool all_blocks_run();
+// Happens at a moment of the machine's choice, the latest being when no thread can go on. `target` must wait for it.
+void later(const Block* target, const Place& place, std::function<void()> action);
 
 // The lanes of `mask` meet, and the last to arrive calls `all` with what each of them brought, indexed by lane.
 template <class Item, class All>
@@ -109,7 +170,8 @@ void collective(const char* operation, unsigned mask, const Place& place, Item& 
 }
 
 // Runs all blocks of a grid. The errors are those of a device with compute capability 9.0.
-cudaError_t run(dim3 grid, dim3 block, int shared_bytes, const std::function<void()>& kernel);
+cudaError_t run(dim3 grid, dim3 block, int cluster, bool cooperative, int shared_bytes,
+                const std::function<void()>& kernel);
 
 template <class T>
 struct Shuffle {
@@ -195,8 +257,13 @@ inline float rsqrtf(float value) { return 1.f / std::sqrt(value); }
 namespace ema {
 
 template <class... P, class... A>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t, A... args) {
-  return simt::run(grid, block, shared_bytes, [&] { kernel(args...); });
+cudaError_t launch_clusters(void (*kernel)(P...), dim3 grid, dim3 block, int cluster, bool cooperative, int shared_bytes,
+                            cudaStream_t, A... args) {
+  return simt::run(grid, block, cluster, cooperative, shared_bytes, [&] { kernel(args...); });
+}
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream, A... args) {
+  return launch_clusters(kernel, grid, block, 1, false, shared_bytes, stream, args...);
 }
 
 }  // namespace ema
