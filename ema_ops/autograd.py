@@ -20,11 +20,15 @@ def run(function, *arguments):
     # in a compiled graph the layer costs nothing
     if torch.compiler.is_compiling():
         return function.apply(*arguments)
-    wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
+    return function.apply(*arguments) if derivative_is_wanted(*arguments) else function.operator(*arguments)
+
+
+def derivative_is_wanted(*arguments):
+    """Whether a derivative of what is made of `arguments` may be taken."""
     # operators drop a tangent without a word, functions refuse it
-    if wanted or forward_ad._current_level >= 0:
-        return function.apply(*arguments)
-    return function.operator(*arguments)
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
 
 
 class EMAttentionFunction(torch.autograd.Function):
@@ -73,6 +77,25 @@ class EMAttentionFunction(torch.autograd.Function):
         if not need_bases:
             return grad_x, *(None,) * 10
         return grad_x, _for_input(grad_initial, ctx.bases_rank, ctx.bases_dtype), *(None,) * 9
+
+
+class InitialBasesFunction(torch.autograd.Function):
+    """A copy of the caller's bases, which may be a running average that moves before backward reads them."""
+
+    generate_vmap_rule = True
+    operator = torch.ops.ema_ops.initial_bases
+
+    @staticmethod
+    def forward(bases, moves_bases):
+        return torch.ops.ema_ops.initial_bases(bases, moves_bases)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
 
 
 class EMStepFunction(torch.autograd.Function):
@@ -162,10 +185,6 @@ class _OnceFunction(torch.autograd.Function):
         )
 
 
-def _no_gradient(ctx, *grads):
-    raise NotImplementedError("em_unit has no gradient: call EMAUnit with fold=False, or under torch.no_grad()")
-
-
 def _once(operator, *arguments):
     # compiled graphs know that a backward operator has no formula of its own
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
@@ -190,9 +209,16 @@ def _for_bias(grad, logit_bias):
 # Function.apply asks for the signature at every call, and making it takes longer than a small operator
 for _name, _function in {
     "em_forward": EMAttentionFunction,
+    "initial_bases": InitialBasesFunction,
     "em_step": EMStepFunction,
     "em_reconstruct": EMReconstructFunction,
 }.items():
     _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
     torch.library.register_autograd(f"ema_ops::{_name}", _function.backward, setup_context=_function.setup_context)
-torch.library.register_autograd("ema_ops::em_unit", _no_gradient)
+
+
+def _no_gradient(ctx, *grads):
+    raise NotImplementedError("em_unit has no gradient: call it under torch.no_grad(), or EMAUnit instead")
+
+
+torch.library.register_autograd("ema_ops::em_unit", _no_gradient, setup_context=lambda ctx, inputs, output: None)

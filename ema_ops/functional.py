@@ -105,7 +105,7 @@ def apply_em_attention(
     grad_iters = check_grad_iters(grad_iters, num_iters)
     scale, eps = check_scale(scale), check_eps(eps, eps_mode)
     check_backend(backend)
-    x = _autocast(x)
+    x = as_autocast_would(x)
     if grad_iters < num_iters:
         bases = bases.detach()
     if grad_iters == 0:
@@ -156,7 +156,7 @@ def em_step(
     one_head = x.dim() == 3
     sums, mass = autograd.run(
         EMStepFunction,
-        _autocast(x),
+        as_autocast_would(x),
         bases.unsqueeze(-3) if one_head else bases,
         _full_rank(weight, x),
         logit_bias,
@@ -206,7 +206,7 @@ def em_reconstruct(
         logit_bases, value_bases = logit_bases.unsqueeze(-3), value_bases.unsqueeze(-3)
     return autograd.run(
         EMReconstructFunction,
-        _autocast(x),
+        as_autocast_would(x),
         logit_bases,
         value_bases,
         logit_bias,
@@ -233,7 +233,7 @@ def responsibilities(
     return em_reconstruct(x, bases, identity, logit_bias=logit_bias, scale=scale, backend=backend)
 
 
-def _autocast(x: Tensor) -> Tensor:
+def as_autocast_would(x: Tensor) -> Tensor:
     """`x` as autocast would hand it to a matrix product."""
     device_type = x.device.type
     if x.dtype != torch.float64 and autocast_enabled(device_type):

@@ -26,6 +26,7 @@ SCHEMAS = {
     " -> (Tensor y, Tensor bases, Tensor path, Tensor masses, Tensor lengths)",
     "em_backward": "(Tensor grad_y, Tensor? grad_bases, Tensor x, Tensor? weight, Tensor bases, Tensor path, "
     f"Tensor masses, Tensor lengths, bool need_bases, {_LOOP}, str? backend) -> (Tensor grad_x, Tensor grad_bases)",
+    "initial_bases": "(Tensor bases, bool moves_bases) -> Tensor bases",
     "em_step": "(Tensor x, Tensor bases, Tensor? weight, Tensor? logit_bias, str layout, float scale, str? backend)"
     " -> (Tensor sums, Tensor mass)",
     "em_step_backward": "(Tensor grad_sums, Tensor grad_mass, Tensor x, Tensor bases, Tensor? weight, "
@@ -159,6 +160,26 @@ def em_backward_fake(
     layout, num_iters, grad_iters, scale, eps, eps_mode, backend,
 ):  # fmt: skip
     return _empty_like(x, layout), bases.new_empty(bases.shape) if need_bases else _no_bases(bases)
+
+
+def initial_bases(bases, moves_bases):
+    """A copy that stays as it is when the caller moves `bases`; a clone in Python may be aliased by Inductor."""
+    if moves_bases:
+        _refuse_recomputation()
+    return bases.clone(memory_format=torch.contiguous_format)
+
+
+_library.impl("initial_bases", initial_bases, "CompositeExplicitAutograd")
+torch.library.register_vmap(
+    "ema_ops::initial_bases",
+    lambda info, in_dims, bases, moves_bases: (torch.ops.ema_ops.initial_bases(bases, moves_bases), in_dims[0]),
+    lib=_library,
+)
+
+
+@_fake
+def initial_bases_fake(bases, moves_bases):
+    return bases.new_empty(bases.shape)
 
 
 @_implement

@@ -16,6 +16,7 @@ ORDER = [
     "demo",
     "segmentation",
     "layers",
+    "folding",
     "functional",
     "autograd",
     "ops",
