@@ -121,7 +121,14 @@ void bind_plan(py::module_& m) {
   py::class_<MStepPlan>(m, "MStepPlan")
       .def_readwrite("splits", &MStepPlan::splits)
       .def_readwrite("slots", &MStepPlan::slots)
-      .def_readwrite("shared_memory", &MStepPlan::shared_memory);
+      .def_readwrite("shared_memory", &MStepPlan::shared_memory)
+      .def_readwrite("hopper", &MStepPlan::hopper);
+  py::class_<ProductsPlan>(m, "ProductsPlan")
+      .def_readwrite("hopper", &ProductsPlan::hopper)
+      .def_readwrite("splits", &ProductsPlan::splits)
+      .def_readwrite("slots", &ProductsPlan::slots)
+      .def_readwrite("resident", &ProductsPlan::resident)
+      .def_readwrite("shared_memory", &ProductsPlan::shared_memory);
   py::class_<Plan>(m, "Plan")
       .def_readwrite("e_step", &Plan::e_step)
       .def_readwrite("iteration", &Plan::iteration)
@@ -130,7 +137,10 @@ void bind_plan(py::module_& m) {
       .def_readwrite("last_gradient", &Plan::last_gradient)
       .def_readwrite("value_gradient", &Plan::value_gradient)
       .def_readwrite("m_step", &Plan::m_step)
-      .def_readwrite("value_m_step", &Plan::value_m_step);
+      .def_readwrite("value_m_step", &Plan::value_m_step)
+      .def_readwrite("reconstruction", &Plan::reconstruction)
+      .def_readwrite("grad_x", &Plan::grad_x)
+      .def_readwrite("value_grad_x", &Plan::value_grad_x);
   m.def("plan", &make_plan, "problem"_a, "device"_a, "How a problem is launched on a device; needs no device.");
 }
 

@@ -55,8 +55,8 @@ void em_forward(const Call& call, const Forward& io, Arena workspace) {
     (is_last ? next.value_rows : next.logit_rows) = is_last ? space.value_rows : space.iteration.logit_rows;
     call.check("normalize", normalize(problem, partials, next, call.stream));
   }
-  call.check("rank_k_products", rank_k_products(problem, 1, space.iteration.responsibilities, space.value_rows,
-                                                1 / RESPONSIBILITY_SCALE, io.y, false, call.stream));
+  call.check("rank_k_products", rank_k_products(problem, call.plan.reconstruction, 1, space.iteration.responsibilities,
+                                                space.value_rows, 1 / RESPONSIBILITY_SCALE, io.y, false, call.stream));
 }
 
 int64_t em_forward_bytes(const Problem& problem, const Plan& plan) {
@@ -104,8 +104,8 @@ void em_backward(const Call& call, const Backward& io, Arena workspace) {
   if (io.grad_initial != nullptr)
     call.check("add_partials",
                add_partials(problem, problem.channels, sums.partials, io.grad_initial, nullptr, call.stream));
-  call.check("rank_k_products", rank_k_products(problem, 2 * pairs, products.left(0), products.right(0), 1, io.grad_x,
-                                                true, call.stream));
+  call.check("rank_k_products", rank_k_products(problem, plan.grad_x, 2 * pairs, products.left(0), products.right(0), 1,
+                                                io.grad_x, true, call.stream));
 }
 
 int64_t em_backward_bytes(const Problem& problem, const Plan& plan) {

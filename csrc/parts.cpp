@@ -84,7 +84,8 @@ void em_step_backward(const Call& call, const StepBackward& io, Arena workspace)
   call.check("add_partials",
              add_partials(problem, problem.channels, partials, io.grad_bases, io.grad_logit_bias, call.stream));
   call.check("rank_k_products",
-             rank_k_products(problem, 2, products.left(0), products.right(0), 1, io.grad_x, true, call.stream));
+             rank_k_products(problem, call.plan.grad_x, 2, products.left(0), products.right(0), 1, io.grad_x, true,
+                             call.stream));
 }
 
 int64_t em_step_backward_bytes(const Problem& problem, const Plan& plan) {
@@ -100,8 +101,8 @@ void em_reconstruct(const Call& call, const Reconstruct& io, Arena workspace) {
   call.pack(io.value_bases, problem.value_channels, 1, space.value_rows);
   call.respond(io.x, space.logit_rows, io.logit_bias, space.responsibilities, space.masses);
   call.check("rank_k_products",
-             rank_k_products(problem, 1, space.responsibilities, space.value_rows, 1 / RESPONSIBILITY_SCALE, io.y,
-                             false, call.stream));
+             rank_k_products(problem, call.plan.reconstruction, 1, space.responsibilities, space.value_rows,
+                             1 / RESPONSIBILITY_SCALE, io.y, false, call.stream));
 }
 
 int64_t em_reconstruct_bytes(const Problem& problem, const Plan& plan) {
@@ -130,8 +131,8 @@ void em_reconstruct_backward(const Call& call, const ReconstructBackward& io, Ar
   const Partials values = call.multiply(plan.value_m_step, io.grad_y, space.responsibilities, space.slots);
   call.check("add_partials",
              add_partials(problem, problem.value_channels, values, io.grad_value_bases, nullptr, call.stream));
-  call.check("rank_k_products", rank_k_products(problem, 1, space.products.left(0), space.products.right(0), 1,
-                                                io.grad_x, true, call.stream));
+  call.check("rank_k_products", rank_k_products(problem, plan.value_grad_x, 1, space.products.left(0),
+                                                space.products.right(0), 1, io.grad_x, true, call.stream));
 }
 
 int64_t em_reconstruct_backward_bytes(const Problem& problem, const Plan& plan) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "hopper/hopper.h"
+
 namespace ema {
 namespace {
 
@@ -9,6 +11,9 @@ constexpr int FEATURE_BYTES = TILE * CHUNK_BYTES;
 constexpr int Z_BYTES = TILE * CHUNK_BYTES;      // 64 responsibilities of a tile, for the fused M-step
 constexpr int RESERVED_BYTES = 1024;             // what CUDA takes of the shared memory for every block
 constexpr int MAX_SLOTS = 3;                     // of a pipeline whose stages are used once
+constexpr int HOPPER_SHARED_MEMORY = 227 << 10;  // that its kernels count on
+constexpr int BOX_SLOTS = 6;                     // of a ring of boxes
+constexpr int BARRIER_BYTES = 128;               // of such a ring: two for every slot
 constexpr int FLOAT32_TILES = 8;                 // of a split of an M-step, added one position after the other
 constexpr int FUSED_CHUNKS = 8;                  // one for every warp of a small block
 
@@ -38,6 +43,12 @@ struct SplitCost {
     return static_cast<int>(best);
   }
 };
+
+// Whether the kernels of csrc/hopper may serve a problem.
+bool for_hopper(const Problem& problem, const Device& device) {
+  return device.hopper && device.shared_memory >= HOPPER_SHARED_MEMORY && problem.boxed &&
+         element_size(problem.dtype) == 2 && problem.num_bases <= SMALL_BASES;
+}
 
 int chunk_elements(const Problem& problem) { return CHUNK_BYTES / element_size(problem.dtype); }
 bool is_small(const Problem& problem) { return problem.num_bases <= SMALL_BASES; }
@@ -112,11 +123,14 @@ EStepPlan plan_e_step(const Problem& problem, const Device& device, const EStepW
 
 MStepPlan plan_m_step(const Problem& problem, int channels, const Device& device) {
   const int bases = padded_bases(problem.num_bases), all_channels = padded_channels(channels);
-  const int group = std::min(8 / (bases / 64) * 64, all_channels);
-  const int stage_bytes = (element_size(problem.dtype) == 2 ? 64 : 32) * (bases + group) * element_size(problem.dtype);
   MStepPlan plan;
-  plan.slots = std::clamp(device.shared_memory / stage_bytes, 1, MAX_SLOTS);
-  plan.shared_memory = plan.slots * stage_bytes;
+  plan.hopper = for_hopper(problem, device);
+  const int reach = round_up(all_channels, plan.hopper ? hopper::M_STEP_CHANNELS : 64);
+  const int group = std::min(8 / (bases / 64) * 64, reach);
+  const int stage_bytes = (element_size(problem.dtype) == 2 ? 64 : 32) * (bases + group) * element_size(problem.dtype);
+  const int rest = plan.hopper ? BARRIER_BYTES : 0;
+  plan.slots = std::clamp((device.shared_memory - rest) / stage_bytes, 1, plan.hopper ? BOX_SLOTS : MAX_SLOTS);
+  plan.shared_memory = plan.slots * stage_bytes + rest;
   SplitCost cost;
   cost.works = problem.images() * ceil_div(all_channels, group);
   cost.tiles = tile_count(problem);
@@ -131,6 +145,28 @@ MStepPlan plan_m_step(const Problem& problem, int channels, const Device& device
   return plan;
 }
 
+ProductsPlan plan_products(const Problem& problem, int products, int channels, const Device& device) {
+  ProductsPlan plan;
+  plan.hopper = for_hopper(problem, device);
+  if (!plan.hopper) return plan;
+  const int room = device.shared_memory - hopper::PRODUCTS_RESULT_BYTES - BARRIER_BYTES;
+  const int operands = room / hopper::PRODUCTS_OPERAND_BYTES;
+  plan.resident = products + 2 <= operands;
+  plan.slots = std::min(plan.resident ? operands - products : operands / 2, BOX_SLOTS);
+  const int used = plan.slots + (plan.resident ? products : plan.slots);
+  plan.shared_memory = hopper::PRODUCTS_RESULT_BYTES + BARRIER_BYTES + used * hopper::PRODUCTS_OPERAND_BYTES;
+  SplitCost cost;
+  cost.works = problem.images() * ceil_div(channels, hopper::PRODUCTS_TILE);
+  cost.tiles = ceil_div(problem.positions, hopper::PRODUCTS_TILE);
+  cost.tile_bytes = int64_t{products} * (plan.resident ? 1 : 2) * hopper::PRODUCTS_OPERAND_BYTES +
+                    hopper::PRODUCTS_RESULT_BYTES / 2;
+  cost.block_bytes = plan.resident ? int64_t{products} * hopper::PRODUCTS_OPERAND_BYTES : 0;
+  cost.slot_bytes = 0;
+  cost.blocks = cost.multiprocessors = device.multiprocessors;
+  plan.splits = cost.best();
+  return plan;
+}
+
 Plan make_plan(const Problem& problem, const Device& device) {
   auto e_step = [&](const EStepWork& work) { return plan_e_step(problem, device, work); };
   Plan plan;
@@ -142,6 +178,9 @@ Plan make_plan(const Problem& problem, const Device& device) {
   plan.value_gradient = e_step({true, false, true});
   plan.m_step = plan_m_step(problem, problem.channels, device);
   plan.value_m_step = plan_m_step(problem, problem.value_channels, device);
+  plan.reconstruction = plan_products(problem, 1, problem.value_channels, device);
+  plan.grad_x = plan_products(problem, 2 * problem.grad_iters, problem.channels, device);
+  plan.value_grad_x = plan_products(problem, 1, problem.channels, device);
   return plan;
 }
 

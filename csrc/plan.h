@@ -32,6 +32,16 @@ struct MStepPlan {
   int splits = 1;
   int slots = 1;          // tiles in shared memory
   int shared_memory = 0;  // bytes
+  bool hopper = false;    // by the kernels of csrc/hopper
+};
+
+// Launch of rank_k_products: only csrc/hopper has something to choose.
+struct ProductsPlan {
+  bool hopper = false;    // by the kernels of csrc/hopper
+  int splits = 1;         // of the positions of an image
+  int slots = 1;          // left operands in shared memory, with the right ones unless those stay
+  bool resident = false;  // all right operands stay in shared memory
+  int shared_memory = 0;  // bytes
 };
 
 // What an E-step or its gradient does beside its responsibilities.
@@ -43,6 +53,7 @@ struct EStepWork {
 
 EStepPlan plan_e_step(const Problem&, const Device&, const EStepWork&);
 MStepPlan plan_m_step(const Problem&, int channels, const Device&);
+ProductsPlan plan_products(const Problem&, int products, int channels, const Device&);
 
 // Every launch that the entry points need.
 struct Plan {
@@ -54,6 +65,9 @@ struct Plan {
   EStepPlan value_gradient;   // of a reconstruction alone
   MStepPlan m_step;           // of features of C channels
   MStepPlan value_m_step;     // of features of Cv channels
+  ProductsPlan reconstruction;  // one product of Cv channels
+  ProductsPlan grad_x;          // two products for every iteration
+  ProductsPlan value_grad_x;    // of a reconstruction alone: one product
 };
 Plan make_plan(const Problem&, const Device&);
 

@@ -40,8 +40,8 @@ struct Rows {
 struct TileRange {
   int begin, end;
 
-  EMA_DEVICE TileRange(int positions, int splits, int split) {
-    int64_t tiles = (positions - 1) / TILE + 1;
+  EMA_DEVICE TileRange(int positions, int splits, int split, int tile = TILE) {
+    int64_t tiles = (positions - 1) / tile + 1;
     begin = static_cast<int>(tiles * split / splits);
     end = static_cast<int>(tiles * (split + 1) / splits);
   }

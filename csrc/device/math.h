@@ -47,6 +47,7 @@ struct HalfProducts {
 };
 
 struct Bfloat16 : HalfProducts {
+  static constexpr Dtype DTYPE = Dtype::bfloat16;
   EMA_DEVICE static void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     multiply_bf16(d, a, b0, b1);
   }
@@ -55,6 +56,7 @@ struct Bfloat16 : HalfProducts {
 };
 
 struct Float16 : HalfProducts {
+  static constexpr Dtype DTYPE = Dtype::float16;
   EMA_DEVICE static void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     multiply_fp16(d, a, b0, b1);
   }
@@ -177,6 +179,12 @@ auto with_math(const Problem& problem, Run run) {
     case Dtype::float16: return run(Float16{});
     default: return problem.tf32 ? run(Tf32{}) : run(Float32{});
   }
+}
+
+// The same for a problem in 16 bits.
+template <class Run>
+auto with_half_math(const Problem& problem, Run run) {
+  return problem.dtype == Dtype::bfloat16 ? run(Bfloat16{}) : run(Float16{});
 }
 
 }  // namespace ema

@@ -137,6 +137,13 @@ EMA_DEVICE void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
+// After the wait: the compiler does not read earlier what products have written.
+template <int COUNT>
+EMA_DEVICE void settle(float (&d)[COUNT]) {
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
 template <Dtype DTYPE, int COLUMNS, bool A_TRANSPOSED, bool B_TRANSPOSED>
 struct GroupProduct;  // in wgmma.h
 

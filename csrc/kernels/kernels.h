@@ -106,7 +106,7 @@ cudaError_t normalize_gradient(const Problem&, const SumsGradient&, cudaStream_t
 
 // out = factor * sum over s of left[s] right[s]: left [products, G, N, Kp], right [products, G, Kp, Cp of out]. With
 // `saturate` what float16 cannot hold becomes its largest number.
-cudaError_t rank_k_products(const Problem&, int products, const void* left, const void* right, float factor,
-                            const Features& out, bool saturate, cudaStream_t stream);
+cudaError_t rank_k_products(const Problem&, const ProductsPlan& plan, int products, const void* left, const void* right,
+                            float factor, const Features& out, bool saturate, cudaStream_t stream);
 
 }  // namespace ema

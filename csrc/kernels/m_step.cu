@@ -1,6 +1,7 @@
 // M-step from stored responsibilities: features^T left for a group of channels and a share of the positions.
 #include "../device/pipeline.h"
 #include "../device/row_block.h"
+#include "../hopper/hopper.h"
 #include "kernels.h"
 
 namespace ema {
@@ -71,6 +72,7 @@ __global__ void __launch_bounds__(THREADS, 1) m_step_kernel(const Args args) {
 
 cudaError_t m_step(const Problem& problem, const MStepPlan& plan, const Features& features, const void* left,
                    float* sums, cudaStream_t stream) {
+  if (plan.hopper) return hopper::m_step(problem, plan, features, left, sums, stream);
   int width = padded_channels(features.channels) / 64, reach = 8 / (padded_bases(problem.num_bases) / 64);
   int groups = (width + reach - 1) / reach;
   dim3 grid(problem.images() * plan.splits * groups);

@@ -1,6 +1,7 @@
 // The reconstruction and the gradient of the features: products of rank K, added up and written once.
 #include "../device/chunks.h"
 #include "../device/pipeline.h"
+#include "../hopper/hopper.h"
 #include "kernels.h"
 
 namespace ema {
@@ -112,8 +113,9 @@ __global__ void __launch_bounds__(THREADS, 1) rank_k_products_kernel(const Args 
 
 }  // namespace
 
-cudaError_t rank_k_products(const Problem& problem, int products, const void* left, const void* right,
-                            float factor, const Features& out, bool saturate, cudaStream_t stream) {
+cudaError_t rank_k_products(const Problem& problem, const ProductsPlan& plan, int products, const void* left,
+                            const void* right, float factor, const Features& out, bool saturate, cudaStream_t stream) {
+  if (plan.hopper) return hopper::rank_k_products(problem, plan, products, left, right, factor, out, saturate, stream);
   const bool columns = problem.positions_fastest;
   int position_tiles = (problem.positions - 1) / (columns ? COLUMNS : ROWS) + 1;
   int channel_tiles = (out.channels - 1) / (columns ? ROWS : COLUMNS) + 1;

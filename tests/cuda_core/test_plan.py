@@ -173,3 +173,38 @@ def test_a_plan_is_the_same_every_time(core):
     for step in E_STEPS:
         for field in ("splits", "fused", "feature_slots", "row_slots", "rows_resident", "shared_memory"):
             assert getattr(getattr(first, step), field) == getattr(getattr(second, step), field)
+
+
+PRODUCTS, M_STEPS = ("reconstruction", "grad_x", "value_grad_x"), ("m_step", "value_m_step")
+
+
+def test_products_that_hopper_serves(core):
+    """Boxed features of 16 bits and up to 64 bases, on Hopper where it is wanted."""
+
+    def served(*properties, **fields):
+        plan = core.plan(paper(core, **{"boxed": True, **fields}), core.Device(*properties))
+        return {getattr(plan, name).hopper for name in (*PRODUCTS, *M_STEPS)}
+
+    on = 132, 227 * KIB, True
+    assert served(*on) == served(*on, dtype="float16", channels=1024, num_bases=1) == {True}
+    assert served(*on[:2]) == served(*on, boxed=False) == served(*on, num_bases=65) == {False}
+    assert served(132, 226 * KIB, True) == {False}
+    assert served(*on, dtype="float32") == {False}
+
+
+@pytest.mark.parametrize("grad_iters", [0, 1, 3, 4, 5, 100])
+@pytest.mark.parametrize("channels", [1, 64, 200, 256, 512, 520, 1024])
+def test_products_on_hopper_keep_the_limits(core, channels, grad_iters):
+    problem = paper(core, channels=channels, grad_iters=grad_iters, boxed=True)
+    plan = core.plan(problem, core.Device(132, 227 * KIB, True))
+    for name, products in zip(PRODUCTS, (1, 2 * grad_iters, 1), strict=True):
+        found = getattr(plan, name)
+        used = found.slots + (products if found.resident else found.slots)
+        assert found.shared_memory == 64 * KIB + used * 16 * KIB + 128 <= 227 * KIB
+        assert found.slots >= 2
+        assert 16 * found.slots <= 128
+        assert 1 <= found.splits <= -(-(65**2) // 128)
+        assert found.resident == (products <= 8)
+    stage = 128 * (64 + (512 if channels > 256 else 256))
+    assert plan.m_step.shared_memory == plan.m_step.slots * stage + 128 <= 227 * KIB
+    assert 3 <= plan.m_step.slots <= 6

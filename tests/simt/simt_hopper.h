@@ -118,6 +118,8 @@ template <int PENDING>
 inline void wait_for_products(simt::Place place = simt::Place::here()) {
   simt::wait_for_products(PENDING, place);
 }
+template <int COUNT>
+inline void settle(float (&)[COUNT]) {}
 
 template <Dtype DTYPE, int COLUMNS, bool A_TRANSPOSED, bool B_TRANSPOSED>
 inline void multiply_group(float (&d)[COLUMNS / 2], Operand a, Operand b, bool accumulate,

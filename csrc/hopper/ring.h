@@ -1,0 +1,51 @@
+// Slots of shared memory in turn: one thread fills them with copies, warps read them and hand them back.
+#pragma once
+#include "../device/chunks.h"
+#include "ptx.h"
+
+#if EMA_HOPPER
+namespace ema {
+
+// Everybody has one of his own, over the same barriers.
+class Ring {
+ public:
+  int slot = 0;  // the one whose turn it is
+
+  // `memory` holds 2 * `slots` barriers.
+  EMA_DEVICE Ring(void* memory, int slots)
+      : full_(static_cast<Barrier*>(memory)), empty_(full_ + slots), slots_(slots) {}
+
+  // By one thread, before the block meets. A slot is handed back by `readers` warps.
+  EMA_DEVICE void init(int readers) {
+    for (int i = 0; i < slots_; ++i) {
+      init_barrier(&full_[i], 1);
+      init_barrier(&empty_[i], readers);
+    }
+    publish_barriers();
+  }
+
+  // Waits until the slot may be filled with `bytes`; the barrier is for the copies.
+  EMA_DEVICE Barrier* begin_fill(int bytes) {
+    wait(&empty_[slot], parity_ ^ 1);
+    arrive_expecting(&full_[slot], bytes);
+    return &full_[slot];
+  }
+  EMA_DEVICE void wait_until_full() { wait(&full_[slot], parity_); }
+  EMA_DEVICE void hand_back() {
+    if (lane() == 0) arrive(&empty_[slot]);
+  }
+
+  EMA_DEVICE void advance() {
+    if (++slot < slots_) return;
+    slot = 0;
+    parity_ ^= 1;
+  }
+
+ private:
+  Barrier *full_, *empty_;
+  int slots_;
+  uint32_t parity_ = 0;
+};
+
+}  // namespace ema
+#endif
