@@ -1,20 +1,9 @@
-// The machine behind simt.h: fibers, their meetings, and the blocks of a grid over a few processors.
-#include "simt.h"
-
-#include "simt_warpgroup.h"
+// The machine behind simt.h: fibers and their meetings.
+#include "simt_machine.h"
 
 #include <sys/mman.h>
 
-#include <atomic>
 #include <cstdarg>
-#include <cstdio>
-#include <cstdlib>
-#include <memory>
-#include <mutex>
-#include <numeric>
-#include <random>
-#include <string>
-#include <thread>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -23,6 +12,7 @@
 namespace simt {
 
 __thread Thread* self = nullptr;
+thread_local Machine* machine = nullptr;
 
 namespace {
 
@@ -34,94 +24,7 @@ constexpr size_t STACK = 512 << 10;
 constexpr size_t STACK = 128 << 10;
 #endif
 
-// EMA_SIMT_ORDER applied to 0 .. count - 1.
-class Order {
- public:
-  Order() {
-    const char* text = std::getenv("EMA_SIMT_ORDER");
-    name_ = text == nullptr || *text == 0 ? "forward" : text;
-    if (name_ == "forward" || name_ == "reverse" || name_ == "shuffled") return;
-    std::fprintf(stderr, "EMA_SIMT_ORDER=%s: expected forward, reverse or shuffled\n", text);
-    std::abort();
-  }
-  std::vector<int> operator()(int count, unsigned seed) const {
-    std::vector<int> order(count);
-    std::iota(order.begin(), order.end(), 0);
-    if (name_ == "reverse") std::reverse(order.begin(), order.end());
-    if (name_ == "shuffled") std::shuffle(order.begin(), order.end(), std::mt19937(seed));
-    return order;
-  }
-  bool lanes_reversed(unsigned seed) const { return name_ == "reverse" || (name_ == "shuffled" && seed % 2 == 1); }
-  bool forward() const { return name_ == "forward"; }
-  bool shuffled() const { return name_ == "shuffled"; }
-
- private:
-  std::string name_;
-};
-
-struct Launch {
-  dim3 grid;
-  int threads, shared_bytes;
-  int cluster, together;  // blocks
-  const std::function<void()>* kernel;
-  Order order;
-};
-
-struct Action {
-  const Block* target;
-  Place place;
-  std::function<void()> run;
-};
-
-// One processor: runs a block at a time, or the blocks that must run together.
-class Machine {
- public:
-  void run(const Launch& launch, int number);
-  bool meet_lanes(const char* operation, unsigned mask, const Place& place);
-  void meet_block(const Place& place);
-  void meet_some(int barrier, int threads, const Place& place);
-  void meet_cluster(const Place& place);
-  void sleep(const char* operation, const void* awaited, std::string (*describe)(const void*), const Place& place);
-  void yield(const char* operation, const void* awaited, std::string (*describe)(const void*), const Place& place);
-  void happened(const void* awaited);
-  bool at_once();
-  bool all_blocks_run() const { return all_blocks_run_; }
-  void later(const Block* target, const Place& place, std::function<void()> action);
-
- private:
-  static void entry();
-  void prepare(const Launch& launch);
-  void prepare_block(const Launch& launch, int which, int number);
-  void leave();
-  void stop(const char* operation, const Place& place);
-  void open_barrier(Block& block);
-  void open_cluster(Cluster& cluster);
-  void next();
-  bool act();
-  [[noreturn]] void deadlock();
-  void guard_shared_memory(size_t which, bool check);
-
-  std::vector<Block> blocks_;
-  std::vector<Cluster> clusters_;
-  std::vector<Thread> threads_;
-  std::vector<Warp> warps_;
-  std::vector<Warpgroup> warpgroups_;
-  std::vector<std::vector<unsigned char>> memory_;
-  std::vector<int> warp_order_;
-  bool lanes_reversed_ = false, forward_ = true, shuffled_ = false, all_blocks_run_ = false;
-  int turn_ = 0;   // whose warp's it is, in warp_order_
-  int alive_ = 0;  // threads
-  int idle_ = 0;   // rounds in which threads that yielded were all that ran
-  std::vector<Thread*> asleep_, yielded_;
-  std::vector<Action> actions_;
-  std::mt19937 random_;
-  Fiber main_;
-  const std::function<void()>* kernel_ = nullptr;
-  unsigned char* stacks_ = nullptr;
-  size_t stack_count_ = 0;
-};
-
-thread_local Machine* machine = nullptr;
+}  // namespace
 
 void Machine::prepare(const Launch& launch) {
   const size_t blocks = launch.together, count = blocks * launch.threads;
@@ -268,7 +171,7 @@ void Machine::leave() {
 // Lets the next thread run: of the same warp while one can, since warps meet often.
 void Machine::next() {
   const int count = static_cast<int>(warps_.size());
-  if (shuffled_ && !actions_.empty() && random_() % 8 == 0) act();
+  if (shuffled_ && !actions_.empty() && random_() % 64 == 0) act();
   do {
     for (int i = 0; i < count; ++i, turn_ = turn_ + 1 == count ? 0 : turn_ + 1) {
       const Warp& warp = warps_[warp_order_[turn_]];
@@ -438,8 +341,6 @@ void Machine::deadlock() {
        static_cast<int>(threads_.size()));
 }
 
-}  // namespace
-
 void fail(const Place& place, const char* format, ...) {
   const uint3 block = self->warp->block->index, thread = self->index;
   std::fprintf(stderr, "simt: block (%u, %u, %u), thread (%u, %u, %u), %s:%d: ", block.x, block.y, block.z, thread.x,
@@ -472,62 +373,4 @@ void later(const Block* target, const Place& place, std::function<void()> action
   machine->later(target, place, std::move(action));
 }
 
-namespace {
-
-int processors() {
-  const char* text = std::getenv("EMA_SIMT_THREADS");
-  if (text != nullptr && *text != 0) return std::max(1, std::atoi(text));
-  return std::thread::hardware_concurrency() > 1 ? 2 : 1;
-}
-
-cudaError_t check(dim3 grid, dim3 block, int cluster, int shared_bytes) {
-  constexpr int most_shared = 227 << 10, largest_cluster = 16;
-  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
-  if (threads == 0 || threads > 1024 || grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaErrorInvalidConfiguration;
-  if (grid.x > 0x7FFFFFFF || grid.y > 65535 || grid.z > 65535) return cudaErrorInvalidConfiguration;
-  if (cluster < 1 || cluster > largest_cluster || grid.x % cluster != 0) return cudaErrorInvalidClusterSize;
-  return shared_bytes < 0 || shared_bytes > most_shared ? cudaErrorInvalidValue : cudaSuccess;
-}
-
-}  // namespace
-
-cudaError_t run(dim3 grid, dim3 block, int cluster, bool cooperative, int shared_bytes,
-                const std::function<void()>& kernel) {
-  static std::mutex one_launch;
-  static std::vector<std::unique_ptr<Machine>> machines;
-  std::lock_guard<std::mutex> lock(one_launch);
-  if (cudaError_t error = check(grid, block, cluster, shared_bytes)) return error;
-  blockDim = block;
-  gridDim = grid;
-  const int blocks = static_cast<int>(grid.x * grid.y * grid.z), together = cooperative ? blocks : cluster;
-  const Launch launch{grid, static_cast<int>(block.x * block.y * block.z), shared_bytes, cluster, together, &kernel,
-                      Order()};
-  const std::vector<int> numbers = launch.order(blocks / together, 0);
-  const size_t workers = std::min<size_t>(processors(), numbers.size());
-  while (machines.size() < workers) machines.push_back(std::make_unique<Machine>());
-  std::atomic<size_t> taken{0};
-  auto work = [&](Machine* mine) {
-    machine = mine;
-    for (size_t i; (i = taken++) < numbers.size();) mine->run(launch, numbers[i]);
-  };
-  std::vector<std::thread> others;
-  for (size_t i = 1; i < workers; ++i) others.emplace_back(work, machines[i].get());
-  work(machines[0].get());
-  for (std::thread& other : others) other.join();
-  return cudaSuccess;
-}
-
 }  // namespace simt
-
-// What the host code asks the runtime for.
-extern "C" const char* cudaGetErrorString(cudaError_t error) {
-  switch (error) {
-    case cudaSuccess: return "no error";
-    case cudaErrorInvalidValue: return "invalid argument";
-    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
-    case cudaErrorInvalidDevice: return "invalid device ordinal";
-    case cudaErrorInvalidClusterSize: return "invalid cluster size";
-    default: return "another error";
-  }
-}
-extern "C" cudaError_t cudaSetDevice(int ordinal) { return ordinal == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
