@@ -1,0 +1,121 @@
+"""A model of the time of the Hopper kernels on an H200: what bounds each launch, in clocks of one multiprocessor.
+
+All rates but two are assumed; `experiments.cu` measures them. `python -m benchmarks.hopper.model` prints the table of
+docs/hopper.md. K is 64: fewer bases cost the same, and more are not served.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CLOCK = 1.755e9  # Hz
+MULTIPROCESSORS = 132
+BASES, ROW = 64, 64  # a unit of work is ROW positions of C channels
+PRODUCT_RATE = 4096 * 0.83  # operations a clock of one multiprocessor; 0.83 of the data sheet was measured
+MEMORY_RATE = 4.3e12 / CLOCK  # bytes a clock of the device, measured
+CACHE_RATE = 5.5e12 / CLOCK  # from L2, assumed
+PORT_RATE = 40.0  # bytes a clock between one multiprocessor and L2 at best, assumed
+CACHE_BYTES = 40e6  # of the features that the L2 still has in the next pass, assumed
+GAP = 1.0e-6 * CLOCK  # from one kernel to the next, assumed
+FILL = 1500.0  # of the pipeline when a kernel starts, assumed
+TAIL = 1000.0  # the last tile, alone, assumed
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Features [batch, positions, channels] of 16 bits and T iterations."""
+
+    batch: int
+    positions: int
+    channels: int = 512
+    num_iters: int = 3
+
+    @property
+    def feature_bytes(self) -> float:
+        return 2.0 * self.batch * self.positions * self.channels
+
+    @property
+    def responsibility_bytes(self) -> float:
+        return 2.0 * self.batch * self.positions * BASES
+
+    @property
+    def slot_bytes(self) -> float:
+        """Partial sums of one block, in float32."""
+        return 4.0 * BASES * self.channels
+
+
+def splits(shape: Shape) -> int:
+    """Blocks of an image: as many as fill the device, and no more than there are tiles."""
+    return max(1, min(-(-shape.positions // ROW), MULTIPROCESSORS // min(shape.batch, MULTIPROCESSORS)))
+
+
+def launch(shape: Shape, products: int, from_memory: float, from_cache: float, blocks: int) -> float:
+    """Clocks of a kernel of `blocks` blocks at a time that does `products` products of [N, C, K] and moves bytes."""
+    active = min(blocks, MULTIPROCESSORS)
+    units = shape.batch * -(-shape.positions // ROW) / active
+    arithmetic = units * products * 2 * ROW * shape.channels * BASES / PRODUCT_RATE + TAIL
+    memory = from_memory / min(MEMORY_RATE, PORT_RATE * active)
+    cache = (from_memory + from_cache) / min(CACHE_RATE, PORT_RATE * active)
+    return GAP + FILL + max(arithmetic, memory, cache)
+
+
+def addition(shape: Shape) -> float:
+    """Clocks until the slots of an iteration are written, added up and normalised."""
+    blocks = shape.batch * splits(shape)
+    moved = 2 * blocks * shape.slot_bytes + 2 * shape.batch * shape.slot_bytes
+    return GAP + FILL + moved / min(CACHE_RATE, PORT_RATE * min(blocks, MULTIPROCESSORS))
+
+
+def again(shape: Shape) -> tuple[float, float]:
+    """The features read once more: bytes from memory and from the cache."""
+    cached = min(shape.feature_bytes, CACHE_BYTES)
+    return shape.feature_bytes - cached, cached
+
+
+def forward(shape: Shape) -> dict[str, float]:
+    """Microseconds of the parts of a forward pass."""
+    blocks = shape.batch * splits(shape)
+    x, z = shape.feature_bytes, shape.responsibility_bytes
+    missed, cached = again(shape)
+    return _microseconds(
+        {
+            "first iteration": launch(shape, 2, x, 0, blocks),
+            "other iterations": (shape.num_iters - 1) * launch(shape, 2, missed, cached, blocks),
+            "normalisations": shape.num_iters * addition(shape),
+            "reconstruction": launch(shape, 1, x, z, blocks),
+        }
+    )
+
+
+def backward(shape: Shape) -> dict[str, float]:
+    """Microseconds of the parts of an exact backward pass."""
+    blocks = shape.batch * splits(shape)
+    x, z = shape.feature_bytes, shape.responsibility_bytes
+    missed, cached = again(shape)
+    return _microseconds(
+        {
+            "responsibilities again": launch(shape, 1, x, z, blocks),
+            "gradient of the last bases": launch(shape, 1, x, z, blocks),
+            "last iteration": launch(shape, 4, 2 * x, 2 * z, blocks),
+            "other iterations": (shape.num_iters - 1) * launch(shape, 3, missed, cached + 2 * z, blocks),
+            "normalisations": (shape.num_iters + 1) * addition(shape),
+            "gradient of the features": launch(shape, 2 * shape.num_iters, x, 2 * shape.num_iters * z, blocks),
+        }
+    )
+
+
+def _microseconds(clocks: dict[str, float]) -> dict[str, float]:
+    return {part: value / CLOCK * 1e6 for part, value in clocks.items()}
+
+
+def main() -> None:
+    """Print the table."""
+    for name, of in (("forward", forward), ("backward", backward)):
+        for batch in (1, 8, 16):
+            parts = of(Shape(batch, 65 * 65))
+            listed = ", ".join(f"{part} {value:.1f}" for part, value in parts.items())
+            print(f"{name} ({batch}, 65 x 65): {sum(parts.values()):.0f} us = {listed}")
+
+
+if __name__ == "__main__":
+    main()
