@@ -71,6 +71,7 @@ using Place = std::tuple<int, Address, Address>;
 
 Call begin(const Problem& problem, const Plan& plan, const Place& place) {
   use_device(std::get<0>(place));
+  overlap_launches = plan.overlap;
   return {problem, plan, at<std::remove_pointer_t<cudaStream_t>>(std::get<1>(place))};
 }
 Arena arena(const Place& place) { return Arena(at<void>(std::get<2>(place))); }
@@ -102,13 +103,14 @@ void bind_problem(py::module_& m) {
 
 void bind_plan(py::module_& m) {
   py::class_<Device>(m, "Device")
-      .def(py::init([](int multiprocessors, int shared_memory, bool hopper) {
-             return Device{multiprocessors, shared_memory, hopper};
+      .def(py::init([](int multiprocessors, int shared_memory, bool hopper, bool overlap) {
+             return Device{multiprocessors, shared_memory, hopper, overlap};
            }),
-           "multiprocessors"_a, "shared_memory"_a, "hopper"_a = false)
+           "multiprocessors"_a, "shared_memory"_a, "hopper"_a = false, "overlap"_a = false)
       .def_readonly("multiprocessors", &Device::multiprocessors)
       .def_readonly("shared_memory", &Device::shared_memory)
-      .def_readonly("hopper", &Device::hopper);
+      .def_readonly("hopper", &Device::hopper)
+      .def_readonly("overlap", &Device::overlap);
   // Writable, so that tests can launch the kernels in every way that they promise to work.
   py::class_<EStepPlan>(m, "EStepPlan")
       .def_readwrite("splits", &EStepPlan::splits)
@@ -140,7 +142,8 @@ void bind_plan(py::module_& m) {
       .def_readwrite("value_m_step", &Plan::value_m_step)
       .def_readwrite("reconstruction", &Plan::reconstruction)
       .def_readwrite("grad_x", &Plan::grad_x)
-      .def_readwrite("value_grad_x", &Plan::value_grad_x);
+      .def_readwrite("value_grad_x", &Plan::value_grad_x)
+      .def_readwrite("overlap", &Plan::overlap);
   m.def("plan", &make_plan, "problem"_a, "device"_a, "How a problem is launched on a device; needs no device.");
 }
 

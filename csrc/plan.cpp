@@ -181,6 +181,7 @@ Plan make_plan(const Problem& problem, const Device& device) {
   plan.reconstruction = plan_products(problem, 1, problem.value_channels, device);
   plan.grad_x = plan_products(problem, 2 * problem.grad_iters, problem.channels, device);
   plan.value_grad_x = plan_products(problem, 1, problem.channels, device);
+  plan.overlap = device.overlap;
   return plan;
 }
 

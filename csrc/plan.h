@@ -8,6 +8,7 @@ struct Device {
   int multiprocessors = 108;
   int shared_memory = 163 << 10;  // bytes that one block may use
   bool hopper = false;            // has what csrc/hopper needs, and it is wanted
+  bool overlap = false;           // may start a kernel before the one in front of it has ended, and it is wanted
 };
 
 constexpr int TILE = 64;          // positions of a tile
@@ -68,6 +69,7 @@ struct Plan {
   ProductsPlan reconstruction;  // one product of Cv channels
   ProductsPlan grad_x;          // two products for every iteration
   ProductsPlan value_grad_x;    // of a reconstruction alone: one product
+  bool overlap = false;       // kernels start before those in front of them have ended
 };
 Plan make_plan(const Problem&, const Device&);
 

@@ -15,6 +15,17 @@
 
 namespace ema {
 
+// Whether kernels that this thread launches may start before those in front of them in the stream have ended (compute
+// capability 9.0 and later). Each begins with wait_for_predecessors(), so that only its start overlaps them.
+inline thread_local bool overlap_launches = false;
+
+// Until all that came before in the stream has ended and can be seen; lets the next kernel start, which waits as well.
+EMA_DEVICE void wait_for_predecessors() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Launches `kernel` in clusters of `cluster` neighbouring blocks, all of whose blocks run at the same time, and with
 // `cooperative` all blocks of the grid do. Returns the error of the launch alone; an error is also taken off the runtime's
 // record, so that nobody else trips over it later.
@@ -34,7 +45,7 @@ cudaError_t launch_clusters(void (*kernel)(P...), dim3 grid, dim3 block, int clu
     config.blockDim = block;
     config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
     config.stream = stream;
-    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchAttribute attributes[3] = {};
     config.attrs = attributes;
     if (cluster > 1) {
       attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
@@ -43,6 +54,10 @@ cudaError_t launch_clusters(void (*kernel)(P...), dim3 grid, dim3 block, int clu
     if (cooperative) {
       attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
       attributes[config.numAttrs++].val.cooperative = 1;
+    }
+    if (overlap_launches) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }
     std::tuple<P...> values(args...);
     error = std::apply(

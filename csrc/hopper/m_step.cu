@@ -55,6 +55,7 @@ __global__ void __launch_bounds__(128 * M_STEP_GROUPS + 32, 1)
     m_step_kernel(const __grid_constant__ TensorMap left, const __grid_constant__ TensorMap features, const Args args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
+  wait_for_predecessors();
   const int slot_bytes = LEFT_BYTES + args.groups * FEATURE_BYTES;
   const int channel_groups = (args.width - 1) / (args.groups * CHANNELS) + 1;
   const int split = blockIdx.x % args.plan.splits;

@@ -90,6 +90,7 @@ __global__ void __launch_bounds__(THREADS, 1)
                            const __grid_constant__ TensorMap out, const Args args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
+  wait_for_predecessors();
   const Memory memory(shared, args);
   const Work work(args, (args.channels - 1) / PRODUCTS_TILE + 1);
   Ring ring(memory.barriers, args.plan.slots);

@@ -129,6 +129,7 @@ struct PackArgs {
 template <class Math>
 __global__ void __launch_bounds__(THREADS, 1) pack_rows_kernel(const PackArgs args) {
   EMA_SHARED(shared);
+  wait_for_predecessors();
   const Place place(shared, args.lines, args.num_bases, args.channels);
   float* memory = place.memory;
   const float* source = args.bases.data + place.image / args.heads * args.bases.batch_stride +
@@ -154,6 +155,7 @@ struct AddArgs {
 
 __global__ void __launch_bounds__(THREADS, 1) add_partials_kernel(const AddArgs args) {
   EMA_SHARED(shared);
+  wait_for_predecessors();
   const Place place(shared, args.lines, args.num_bases, args.channels);
   float* memory = place.memory;
   if (args.total != nullptr) {
@@ -179,6 +181,7 @@ struct NormalizeArgs {
 template <class Math>
 __global__ void __launch_bounds__(THREADS, 1) normalize_kernel(const NormalizeArgs args) {
   EMA_SHARED(shared);
+  wait_for_predecessors();
   const Place place(shared, args.lines, args.num_bases, args.channels);
   float* memory = place.memory;
   float* line = place.line(memory);
@@ -211,6 +214,7 @@ struct GradientArgs {
 template <class Math>
 __global__ void __launch_bounds__(THREADS, 1) normalize_gradient_kernel(const GradientArgs args) {
   EMA_SHARED(shared);
+  wait_for_predecessors();
   const SumsGradient& io = args.io;
   const Place place(shared, args.lines, args.num_bases, args.channels);
   float* memory = place.memory;

@@ -20,6 +20,7 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_kernel(const Args ar
   const EStep& io = args.io;
   const EStepPlan& plan = args.plan;
   EMA_SHARED(shared);
+  wait_for_predecessors();
   unsigned char* row_memory = shared + plan.feature_slots * Chunk::BYTES;
   const Tile<uint16_t, 64> z_tile{row_memory + plan.row_slots * ROW_BYTES};
   float* statistics = reinterpret_cast<float*>(z_tile.memory + (FUSED ? TILE * CHUNK_BYTES : 0));

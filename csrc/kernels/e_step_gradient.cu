@@ -25,6 +25,7 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
   // only what passes the M-step of its tile to the next kernel is fused: never the iteration before the reconstruction
   const bool has_sums = FUSED || io.sums_rows != nullptr, has_values = !FUSED && io.value_rows != nullptr;
   EMA_SHARED(shared);
+  wait_for_predecessors();
   unsigned char* row_memory = shared + plan.feature_slots * Chunk::BYTES;
   const int row_slot = has_sums ? 2 * ROW_BYTES : ROW_BYTES;
   const Tile<uint16_t, 64> tile_memory{row_memory + plan.row_slots * row_slot};

@@ -26,6 +26,7 @@ __global__ void __launch_bounds__(THREADS, 1) m_step_kernel(const Args args) {
   using Left = Tile<Word, 64>;
   using Right = Tile<Word, POSITIONS_FASTEST ? STEP : 64>;
   EMA_SHARED(shared);
+  wait_for_predecessors();
   const int padded = padded_bases(args.num_bases), width = padded_channels(args.features.channels);
   const int base_groups = padded / 64, channel_groups = min(8 / base_groups, width / 64);
   const int group_width = channel_groups * 64, groups = (width + group_width - 1) / group_width;

@@ -69,6 +69,7 @@ __global__ void __launch_bounds__(THREADS, 1) rank_k_products_kernel(const Args 
   using Word = typename Math::Word;
   using Both = Operands<Math, POSITIONS_FASTEST>;
   EMA_SHARED(shared);
+  wait_for_predecessors();
   const int padded = padded_bases(args.num_bases), width = padded_channels(args.out.channels);
   const auto out = image_of<Word, POSITIONS_FASTEST>(args.out, 0, args.heads, args.positions);
   const int row_tiles = (out.rows - 1) / ROWS + 1, column_tiles = (out.columns - 1) / COLUMNS + 1;

@@ -15,6 +15,7 @@ struct Args {
 
 __global__ void __launch_bounds__(THREADS, 1) weight_maxima_kernel(const Args args) {
   EMA_SHARED(shared);
+  wait_for_predecessors();
   float* of_warp = reinterpret_cast<float*>(shared);
   const int image = blockIdx.x / WEIGHT_PARTS;
   const int64_t part = blockIdx.x % WEIGHT_PARTS, positions = args.positions;

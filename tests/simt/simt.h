@@ -124,6 +124,7 @@ struct Thread {
   unsigned mask;  // lanes that meet, 0: others
   std::string (*describe)(const void*);  // what it waits for, null: nothing to tell
   const void* awaited;
+  bool has_waited;                  // for the kernels in front of its own, if they may still run
   std::vector<Copy> copies;         // issued and not done, oldest first
   std::vector<size_t> group_sizes;  // of those that are committed
   std::vector<Store> stores;        // since the last commit
@@ -256,10 +257,18 @@ inline float rsqrtf(float value) { return 1.f / std::sqrt(value); }
 
 namespace ema {
 
+// Kernels follow each other here, whatever may overlap on a GPU; but all threads of one that might must wait.
+inline thread_local bool overlap_launches = false;
+inline void wait_for_predecessors() { simt::self->has_waited = true; }
+
 template <class... P, class... A>
 cudaError_t launch_clusters(void (*kernel)(P...), dim3 grid, dim3 block, int cluster, bool cooperative, int shared_bytes,
                             cudaStream_t, A... args) {
-  return simt::run(grid, block, cluster, cooperative, shared_bytes, [&] { kernel(args...); });
+  return simt::run(grid, block, cluster, cooperative, shared_bytes, [&, overlap = overlap_launches] {
+    simt::self->has_waited = !overlap;
+    kernel(args...);
+    if (!simt::self->has_waited) simt::fail(simt::Place::here(), "the kernel never waited for its predecessors");
+  });
 }
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream, A... args) {
