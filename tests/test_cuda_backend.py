@@ -137,3 +137,33 @@ def test_tf32_follows_pytorch():
             assert cuda.tf32_allowed() == (precision == "tf32")
     finally:
         matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [("", set()), ("1", {"tiles", "overlap"}), ("tiles", {"tiles"}), ("overlap,tiles", {"tiles", "overlap"})],
+)
+def test_parts_of_hopper(text, parts, monkeypatch):
+    monkeypatch.setenv("EMA_OPS_HOPPER", text)
+    assert cuda.hopper_parts() == parts
+
+
+def test_unknown_part_of_hopper(monkeypatch):
+    monkeypatch.setenv("EMA_OPS_HOPPER", "tiles,wings")
+    with pytest.raises(ValueError, match="'tiles,wings': expected 1, or of tiles, overlap"):
+        cuda.hopper_parts()
+
+
+@pytest.mark.parametrize(
+    ("x", "boxed"),
+    [
+        (torch.empty(2, 1, 9, 64, dtype=torch.bfloat16), True),
+        (torch.empty(2, 1, 9, 68, dtype=torch.bfloat16), False),  # 136 bytes from position to position
+        (torch.empty(2, 1, 9, 72, dtype=torch.bfloat16)[..., 1:65], False),  # starts 2 bytes too late
+        (torch.empty(2, 1, 9, 72, dtype=torch.bfloat16)[..., 8:], True),
+    ],
+)
+def test_which_features_can_be_boxed(x, boxed):
+    batch, head, position, channel = x.stride()
+    assert cuda.can_be_boxed((x.data_ptr(), batch, head, position, channel, x.shape[3])) == boxed
+    assert cuda.can_be_boxed((7, 7, 7, 7))

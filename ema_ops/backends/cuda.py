@@ -25,6 +25,7 @@ from .base import Backend
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 MAX_BLOCKS = 2**31 - 1  # of one launch
 MAX_POSITIONS = 2**31 - 256  # a position is counted in 32 bits, a little beyond the last one too
+HOPPER_PARTS = ("tiles", "overlap")  # see docs/environment.md
 BUILD_RECORD = Path(__file__).parents[1] / "core_build.txt"  # what the installation said about the core
 
 
@@ -79,13 +80,18 @@ class CudaBackend(Backend):
     def make_plan(self, described: Any, device: torch.device) -> Any:
         """How the core launches a problem, as it takes both, on `device`."""
         known: Any = torch.cuda.get_device_properties(device)
-        hopper = (known.major, known.minor) == (9, 0) and self.may_use_hopper()
-        properties = self.core.Device(known.multi_processor_count, known.shared_memory_per_block_optin, hopper)
+        is_hopper = (known.major, known.minor) == (9, 0)
+        properties = self.core.Device(
+            known.multi_processor_count,
+            known.shared_memory_per_block_optin,
+            hopper=is_hopper and self.may_use_hopper(),
+            overlap=is_hopper and "overlap" in hopper_parts(),
+        )
         return self.core.plan(described, properties)
 
     def may_use_hopper(self) -> bool:
-        """Whether the kernels for Hopper may serve calls there. Off unless asked for: no GPU has run them yet."""
-        return os.environ.get("EMA_OPS_HOPPER") == "1" and "90a" in self.core.architectures
+        """Whether the kernels for Hopper may serve calls there."""
+        return "tiles" in hopper_parts() and "90a" in self.core.architectures
 
     @contextmanager
     def current(self, device: torch.device) -> Iterator[tuple[int, int]]:
@@ -208,6 +214,23 @@ def load_core() -> CudaBackend:
 
 
 BACKEND = load_core()
+
+
+def hopper_parts() -> frozenset[str]:
+    """What EMA_OPS_HOPPER turns on: of HOPPER_PARTS those named, separated by commas; "1" for all.
+
+    Nothing is on without it, as no GPU has run any of them yet. Raises ValueError for another word.
+    """
+    return parse_hopper_parts(os.environ.get("EMA_OPS_HOPPER", ""))
+
+
+@lru_cache
+def parse_hopper_parts(text: str) -> frozenset[str]:
+    """ "tiles,overlap" -> {"tiles", "overlap"}."""
+    parts = frozenset(HOPPER_PARTS if text == "1" else filter(None, text.split(",")))
+    if not parts <= set(HOPPER_PARTS):
+        raise ValueError(f"EMA_OPS_HOPPER is {text!r}: expected 1, or of {', '.join(HOPPER_PARTS)} with commas between")
+    return parts
 
 
 @lru_cache

@@ -38,7 +38,7 @@ class EmulatedBackend(cuda.CudaBackend):
         return None if device.type == "cpu" else f"device is {device}: the emulation wants cpu"
 
     def make_plan(self, described, device):
-        plan = self.core.plan(described, self.core.Device(*self.properties))
+        plan = self.core.plan(described, self.core.Device(*self.properties, overlap=True))
         if self.change_plan is not None:
             self.change_plan(plan)
         return plan

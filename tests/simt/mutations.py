@@ -56,6 +56,9 @@ OTHERS = [
         ("fused", "many bases", "little shared memory"),
     ),
     Mutation(
+        "E-step: does not wait for the kernels before it", E_STEP, "  wait_for_predecessors();\n", "", ("fused",)
+    ),
+    Mutation(
         "E-step: no barrier before the fused M-step", E_STEP, f"z_tile);\n      {BARRIER}", "z_tile);", ("fused",)
     ),
     Mutation("E-step: all splits write one slot", E_STEP, "slot = blockIdx.x", "slot = image", ("fused", "many bases")),
