@@ -2,9 +2,9 @@
 # The one script for a machine with a GPU: build, GPU tests, sanitizers, microbenchmark, report. It needs no network.
 #
 # Usage: benchmarks/gpu_check.sh FOLDER [STAGE...]    stages: tests triton random sanitizer bench
-#        validation hopper hopper_bench; without one the first five
-# hopper and hopper_bench are for an H100 or H200: what the parts of a multiprocessor do in a clock, then tests and times
-# with EMA_OPS_HOPPER=1. The tests use a build whose waits end in an error instead of hanging.
+#        validation hopper hopper_sanitizer hopper_bench; without one the first five
+# Those with hopper are for an H100 or H200: what the parts of a multiprocessor do in a clock, then tests and times with
+# EMA_OPS_HOPPER. The tests use a build whose waits end in an error instead of hanging.
 # Before any stage the core is built (nothing to do the second time); behind them comes the report. Every stage takes
 # less than ten minutes with both, each part ends by itself, and all parts run: the status is 1 if any of them failed.
 #
@@ -16,7 +16,7 @@
 # Where nothing can be built, a core that is already there is used: ema_ops/_C.*.so for this Python.
 set -u
 usual="tests triton random sanitizer bench"
-stages="$usual validation hopper hopper_bench"
+stages="$usual validation hopper hopper_sanitizer hopper_bench"
 [ $# -ge 1 ] || { echo "usage: $0 FOLDER [STAGE...], with stages of: $stages" >&2; exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 shift
@@ -87,9 +87,10 @@ test_part() {
 # The allocator is off: only then does the tool see where one tensor ends and another begins.
 sanitize() {
   local tool=$1
+  shift
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   part "$tool" 95 sanitizer.txt compute-sanitizer --tool "$tool" --kernel-name kernel_substring=ema --error-exitcode 9 \
-    "$python" -m pytest -q -p no:cacheprovider tests/gpu/test_small_shapes.py -k cuda
+    "$python" -m pytest -q -p no:cacheprovider "$@"
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 }
 
@@ -116,9 +117,11 @@ for stage in $chosen; do
     tests) test_part tests 390 tests/gpu -k "not triton" ;;
     triton) test_part triton 390 tests/gpu -k triton ;;
     random) EMA_OPS_RANDOM_SECONDS=300 test_part random 380 tests/gpu/test_random_shapes.py -k cuda ;;
-    sanitizer)
+    sanitizer | hopper_sanitizer)
+      sanitized="tests/gpu/test_small_shapes.py -k cuda"
+      [ "$stage" = sanitizer ] || sanitized="tests/gpu/test_hopper.py -k small_loop"
       if command -v compute-sanitizer >/dev/null; then
-        for tool in memcheck racecheck initcheck synccheck; do sanitize "$tool"; done
+        for tool in memcheck racecheck initcheck synccheck; do sanitize "$tool" $sanitized; done
       else
         echo "sanitizer: there is no compute-sanitizer in PATH" | tee -a "$out/sanitizer.txt"
         parts+=("sanitizer=127")
@@ -135,9 +138,8 @@ for stage in $chosen; do
       export out
       part experiments 90 hopper.txt bash -c experiments
       rebuild build-trapping "${EMA_OPS_NVCC_FLAGS:-} -DEMA_OPS_TRAP"
-      export EMA_OPS_HOPPER=1
-      test_part hopper 200 tests/gpu -k "cuda and not random"
-      unset EMA_OPS_HOPPER
+      test_part hopper 160 tests/gpu/test_hopper.py
+      EMA_OPS_HOPPER=1 test_part hopper-all 120 tests/gpu -k "cuda and not random"
       rebuild build-again "${EMA_OPS_NVCC_FLAGS:-}" ;;
     hopper_bench)
       export EMA_OPS_HOPPER=1

@@ -1,0 +1,33 @@
+"""The model of the Hopper kernels' time: never below the floor, and growing with the work."""
+
+import pytest
+
+from benchmarks.case import Case
+from benchmarks.floor import H200, floor
+from benchmarks.hopper import model
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize("side", [33, 65, 129])
+@pytest.mark.parametrize("mode", ["forward", "backward"])
+def test_no_prediction_is_below_the_floor(mode, side, batch):
+    case = Case(batch, 512, side, side, 64, 3, "bfloat16", "channels_last")
+    predicted = sum(getattr(model, mode)(model.Shape(batch, side * side)).values())
+    assert predicted > floor(case, mode, H200).seconds * 1e6
+
+
+def test_more_work_takes_longer():
+    times = [sum(model.forward(model.Shape(batch, 65 * 65)).values()) for batch in (1, 8, 16, 32)]
+    assert times == sorted(times)
+    assert (
+        times[-1] - times[-2]
+        > floor(Case(16, 512, 65, 65, 64, 3, "bfloat16", "channels_last"), "forward", H200).seconds * 1e6
+    )
+
+
+def test_table_names_every_shape(capsys):
+    model.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"{mode} ({batch}, 65 x 65)" for mode in ("forward", "backward") for batch in (1, 8, 16)
+    ]

@@ -1,0 +1,97 @@
+"""The kernels for Hopper against float64: shapes they serve, small ones first, in a build that traps endless waits."""
+
+import pytest
+import torch
+from calls import MAIN, check_loop, draw_call, same_bits
+
+from ema_ops.backends import cuda
+
+# N = 136: all rows of both memory orders are whole units of 16 bytes
+SMALL = [(1, 1, 64, 5), (2, 31, 64, 64), (2, 136, 72, 9), (1, 200, 128, 64), (3, 136, 264, 33), (2, 200, 512, 64)]
+
+
+@pytest.fixture(params=["tiles", "overlap", "tiles,overlap"])
+def parts(request, monkeypatch):
+    """What is on, in every combination; plans made with other parts are forgotten."""
+    if cuda.BACKEND.unavailable() is not None:
+        pytest.skip(f"backend cuda: {cuda.BACKEND.unavailable()}")
+    if torch.cuda.get_device_capability() != (9, 0) or "90a" not in cuda.BACKEND.core.architectures:
+        pytest.skip("no Hopper, or a core without 90a")
+    monkeypatch.setenv("EMA_OPS_HOPPER", request.param)
+    cuda.BACKEND.planned.cache_clear()
+    yield request.param
+    cuda.BACKEND.planned.cache_clear()
+
+
+@pytest.fixture
+def plans(parts, monkeypatch):
+    """The plans that the calls of a test are launched with."""
+    seen = []
+    make = cuda.BACKEND.make_plan
+
+    def make_plan(described, device):
+        seen.append(make(described, device))
+        return seen[-1]
+
+    monkeypatch.setattr(cuda.BACKEND, "make_plan", make_plan)
+    return seen
+
+
+@pytest.mark.parametrize("order", ["rows", "columns"])
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_small_loop(parts, plans, dtype, shape, order):
+    check_loop(draw_call("cuda", shape, dtype, order), on="cpu")
+    assert all(plan.overlap == ("overlap" in parts) for plan in plans)
+    boxed = shape[1] % 8 == 0 or order == "rows"
+    assert any(plan.m_step.hopper for plan in plans) == ("tiles" in parts and boxed)
+
+
+def test_weights(parts):
+    weight = torch.rand(2, 200, generator=torch.Generator().manual_seed(5)).cuda()
+    for num_iters, grad_iters in ((1, 1), (3, 3), (4, 2)):
+        call = draw_call("cuda", (2, 200, 256, 40), weight=weight, num_iters=num_iters, grad_iters=grad_iters)
+        check_loop(call, on="cpu", case=f"T = {num_iters}, {grad_iters} with gradient")
+
+
+@pytest.mark.parametrize("order", ["rows", "columns"])
+@pytest.mark.parametrize("positions", [65 * 65, 64 * 64])
+def test_the_same_bits_a_hundred_times(parts, positions, order):
+    call = draw_call("cuda", (4, positions, 512, 64), order=order)
+    check_loop(call)
+    first = call()
+    for _ in range(100):
+        assert same_bits(call(), first)
+
+
+def test_a_nan_image_leaves_its_neighbours_alone(parts):
+    call = draw_call("cuda", MAIN)
+    expected = call()
+    with torch.no_grad():
+        call.x[1].fill_(float("nan"))
+    kept, results = [0, 2, 3], call()
+    assert same_bits([result[kept] for result in results[:3]], [result[kept] for result in expected[:3]])
+
+
+def test_replays_of_a_graph_follow_their_inputs(parts):
+    call, other = draw_call("cuda", MAIN), draw_call("cuda", MAIN, seed=7)
+    expected = other()
+    call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()
+    call.copy_(other)
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert same_bits(results, expected)
+
+
+def test_calls_one_behind_the_other(parts):
+    """Each reads what the one in front of it wrote last, with nothing between their kernels."""
+    call = draw_call("cuda", (1, 300, 256, 64))
+    expected = call()
+    with torch.no_grad():
+        for _ in range(50):
+            call.x.copy_(call()[0].detach().mul(0).add(call.x))
+    assert same_bits(call(), expected)
