@@ -9,6 +9,7 @@
 
 #include "loop.h"
 #include "parts.h"
+#include "unit.h"
 
 // The emulation of the tests gives the module another name, and has no architectures.
 #ifndef EMA_OPS_MODULE
@@ -131,6 +132,9 @@ void bind_plan(py::module_& m) {
       .def_readwrite("slots", &ProductsPlan::slots)
       .def_readwrite("resident", &ProductsPlan::resident)
       .def_readwrite("shared_memory", &ProductsPlan::shared_memory);
+  py::class_<UnitTailPlan>(m, "UnitTailPlan")
+      .def_readwrite("slots", &UnitTailPlan::slots)
+      .def_readwrite("shared_memory", &UnitTailPlan::shared_memory);
   py::class_<Plan>(m, "Plan")
       .def_readwrite("e_step", &Plan::e_step)
       .def_readwrite("iteration", &Plan::iteration)
@@ -143,6 +147,7 @@ void bind_plan(py::module_& m) {
       .def_readwrite("reconstruction", &Plan::reconstruction)
       .def_readwrite("grad_x", &Plan::grad_x)
       .def_readwrite("value_grad_x", &Plan::value_grad_x)
+      .def_readwrite("unit_tail", &Plan::unit_tail)
       .def_readwrite("overlap", &Plan::overlap);
   m.def("plan", &make_plan, "problem"_a, "device"_a, "How a problem is launched on a device; needs no device.");
 }
@@ -221,6 +226,21 @@ void bind_parts(py::module_& m) {
       "grad_x"_a, "grad_logit_bases"_a, "grad_value_bases"_a, "grad_logit_bias"_a, released);
 }
 
+void bind_unit(py::module_& m) {
+  m.def("em_unit_bytes", &em_unit_bytes, "problem"_a, "plan"_a);
+  m.def(
+      "em_unit",
+      [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Weight& weight,
+         const Bases& initial, Address weight1, Address bias1, Address weight2, Address bias2, const Features& y,
+         Address bases) {
+        em_unit(begin(problem, plan, place),
+                {x, y, weight, initial, {at<void>(weight1), at(bias1)}, {at<void>(weight2), at(bias2)}, at(bases)},
+                arena(place));
+      },
+      "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "initial"_a, "weight1"_a, "bias1"_a, "weight2"_a,
+      "bias2"_a, "y"_a, "bases"_a, py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 }  // namespace ema
 
@@ -235,4 +255,5 @@ PYBIND11_MODULE(EMA_OPS_MODULE, m) {
   ema::bind_plan(m);
   ema::bind_loop(m);
   ema::bind_parts(m);
+  ema::bind_unit(m);
 }

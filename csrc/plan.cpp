@@ -167,6 +167,19 @@ ProductsPlan plan_products(const Problem& problem, int products, int channels, c
   return plan;
 }
 
+// Two blocks on a multiprocessor hide each other's waits, so they come before depth.
+UnitTailPlan plan_unit_tail(const Problem& problem, const Device& device) {
+  const int size = element_size(problem.dtype);
+  const int kept = TILE * padded_bases(problem.num_bases) * size + TILE * CHUNK_BYTES;
+  UnitTailPlan plan;
+  for (int blocks : {2, 1})
+    for (plan.slots = MAX_SLOTS; plan.slots >= blocks; --plan.slots) {
+      plan.shared_memory = kept + plan.slots * (OUTPUT_BYTES / size) * CHUNK_BYTES;
+      if (blocks * (plan.shared_memory + RESERVED_BYTES) <= device.shared_memory + RESERVED_BYTES) return plan;
+    }
+  return plan;
+}
+
 Plan make_plan(const Problem& problem, const Device& device) {
   auto e_step = [&](const EStepWork& work) { return plan_e_step(problem, device, work); };
   Plan plan;
@@ -181,6 +194,7 @@ Plan make_plan(const Problem& problem, const Device& device) {
   plan.reconstruction = plan_products(problem, 1, problem.value_channels, device);
   plan.grad_x = plan_products(problem, 2 * problem.grad_iters, problem.channels, device);
   plan.value_grad_x = plan_products(problem, 1, problem.channels, device);
+  plan.unit_tail = plan_unit_tail(problem, device);
   plan.overlap = device.overlap;
   return plan;
 }

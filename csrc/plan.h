@@ -45,6 +45,13 @@ struct ProductsPlan {
   int shared_memory = 0;  // bytes
 };
 
+// Launch of unit_tail: one block for every tile and OUTPUT_BYTES of its channels.
+constexpr int OUTPUT_BYTES = 512;
+struct UnitTailPlan {
+  int slots = 1;          // pieces of bases and of the weight in shared memory
+  int shared_memory = 0;  // bytes
+};
+
 // What an E-step or its gradient does beside its responsibilities.
 struct EStepWork {
   bool m_step = false;      // an M-step follows: fused where it fits
@@ -55,6 +62,7 @@ struct EStepWork {
 EStepPlan plan_e_step(const Problem&, const Device&, const EStepWork&);
 MStepPlan plan_m_step(const Problem&, int channels, const Device&);
 ProductsPlan plan_products(const Problem&, int products, int channels, const Device&);
+UnitTailPlan plan_unit_tail(const Problem&, const Device&);
 
 // Every launch that the entry points need.
 struct Plan {
@@ -69,6 +77,7 @@ struct Plan {
   ProductsPlan reconstruction;  // one product of Cv channels
   ProductsPlan grad_x;          // two products for every iteration
   ProductsPlan value_grad_x;    // of a reconstruction alone: one product
+  UnitTailPlan unit_tail;
   bool overlap = false;       // kernels start before those in front of them have ended
 };
 Plan make_plan(const Problem&, const Device&);

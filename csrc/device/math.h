@@ -52,6 +52,7 @@ struct Bfloat16 : HalfProducts {
     multiply_bf16(d, a, b0, b1);
   }
   EMA_DEVICE static uint16_t round(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
+  EMA_DEVICE static float widen(uint16_t x) { return __uint_as_float(static_cast<uint32_t>(x) << 16); }
   EMA_DEVICE static float saturate(float x) { return x; }
 };
 
@@ -61,6 +62,7 @@ struct Float16 : HalfProducts {
     multiply_fp16(d, a, b0, b1);
   }
   EMA_DEVICE static uint16_t round(float x) { return __half_as_ushort(__float2half_rn(x)); }
+  EMA_DEVICE static float widen(uint16_t x) { return __half2float(__ushort_as_half(x)); }
   EMA_DEVICE static float saturate(float x) { return fabsf(x) > 65504.f ? copysignf(65504.f, x) : x; }
 };
 
@@ -69,6 +71,7 @@ struct SingleProducts {
   static constexpr int CHUNK = 32;
   EMA_DEVICE static float exponential(float x) { return expf(x); }
   EMA_DEVICE static uint32_t round(float x) { return __float_as_uint(x); }
+  EMA_DEVICE static float widen(uint32_t x) { return __uint_as_float(x); }
   EMA_DEVICE static float saturate(float x) { return x; }
 };
 struct Tf32 : SingleProducts {};
@@ -124,7 +127,7 @@ EMA_DEVICE void multiply_tiles(float (&acc)[ROWS][BLOCKS][4], const Tile<typenam
       // A few blocks at a time start from 0 and are added every few products: one long sum loses digits.
       // Of many rows all are summed at once, for more sums do not fit into the registers.
       constexpr bool SHORT_SUMS = ROWS == 1;
-      constexpr int GROUP = SHORT_SUMS ? 4 : BLOCKS, PIECE = SHORT_SUMS ? 16 : INNER;
+      constexpr int GROUP = SHORT_SUMS && BLOCKS > 4 ? 4 : BLOCKS, PIECE = SHORT_SUMS ? 16 : INNER;
 #pragma unroll
       for (int first = 0; first < BLOCKS; first += GROUP) {
         if (first >= blocks) break;

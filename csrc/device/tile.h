@@ -105,4 +105,24 @@ EMA_DEVICE void load_aligned_tile(Tile<Word, COLUMNS> tile, int rows, const Word
   }
 }
 
+// The part of a tile from (row, column) of a matrix on that lies within it. Every thread of the block takes part.
+template <class Word, int COLUMNS>
+EMA_DEVICE void write_tile(const Tile<Word, COLUMNS>& tile, int rows, const Matrix<Word>& out, int row, int column) {
+  constexpr int UNIT = 16 / sizeof(Word), UNITS = COLUMNS / UNIT;
+  if (out.aligned && column + COLUMNS <= out.columns) {
+    for (int i = threadIdx.x; i < rows * UNITS; i += blockDim.x) {
+      int r = i / UNITS, c = i % UNITS * UNIT;
+      if (row + r < out.rows)
+        *reinterpret_cast<uint4*>(out.data + (row + r) * out.stride + column + c) =
+            *reinterpret_cast<const uint4*>(tile.at(r, c));
+    }
+  } else {
+    for (int i = threadIdx.x; i < rows * COLUMNS; i += blockDim.x) {
+      int r = i / COLUMNS, c = i % COLUMNS;
+      if (row + r < out.rows && column + c < out.columns)
+        out.data[(row + r) * out.stride + column + c] = *tile.at(r, c);
+    }
+  }
+}
+
 }  // namespace ema

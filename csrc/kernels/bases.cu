@@ -118,6 +118,17 @@ EMA_DEVICE void write_row(const Place& place, int num_bases, float* memory, floa
     row[c] = place.base < num_bases ? Math::round(factor * line[c]) : 0;
 }
 
+// The same for a row divided by a power of two near its largest number; returns the power.
+template <class Math>
+EMA_DEVICE float write_divided_row(const Place& place, int channels, int num_bases, float* memory, void* rows) {
+  const float* line = place.line(memory);
+  float largest = 0;
+  for (int c = place.first; c < channels; c += place.step) largest = fmaxf(largest, fabsf(line[c]));
+  const float power = power_of_two(combine_line(place, largest, [](float a, float b) { return fmaxf(a, b); }));
+  write_row<Math>(place, num_bases, memory, 1.f / power, rows);
+  return power;
+}
+
 struct PackArgs {
   Bases bases;
   void* rows;
@@ -167,6 +178,27 @@ __global__ void __launch_bounds__(THREADS, 1) add_partials_kernel(const AddArgs 
     float mass = add_masses(place, args.partials);
     if (place.first == 0 && place.base < args.num_bases)
       args.mass[static_cast<int64_t>(place.image) * args.num_bases + place.base] = mass;
+  }
+}
+
+struct PackPartialsArgs {
+  Partials partials;
+  PackedSums out;
+  int lines, channels, num_bases;
+};
+
+template <class Math>
+__global__ void __launch_bounds__(THREADS, 1) pack_partials_kernel(const PackPartialsArgs args) {
+  EMA_SHARED(shared);
+  wait_for_predecessors();
+  const Place place(shared, args.lines, args.num_bases, args.channels);
+  add_slots(place, args.partials, args.channels, place.memory);
+  const float mass = add_masses(place, args.partials);
+  const float power =
+      write_divided_row<Math>(place, args.channels, args.num_bases, place.memory, args.out.rows);
+  if (place.first == 0) {
+    args.out.powers[place.row()] = power;
+    args.out.mass[place.row()] = mass;
   }
 }
 
@@ -247,10 +279,7 @@ __global__ void __launch_bounds__(THREADS, 1) normalize_gradient_kernel(const Gr
     else if (length <= eps && mass > eps)
       grad_mass = -along / total;
   }
-  float largest = 0;
-  for (int c = place.first; c < args.channels; c += place.step) largest = fmaxf(largest, fabsf(line[c]));
-  const float power = power_of_two(combine_line(place, largest, [](float a, float b) { return fmaxf(a, b); }));
-  write_row<Math>(place, args.num_bases, memory, 1.f / power, io.rows);
+  const float power = write_divided_row<Math>(place, args.channels, args.num_bases, memory, io.rows);
   if (place.first == 0) {
     io.powers[place.row()] = exists ? power : 1.f;
     io.grad_mass[place.row()] = exists ? grad_mass : 0.f;
@@ -280,6 +309,14 @@ cudaError_t add_partials(const Problem& problem, int channels, const Partials& p
                          cudaStream_t stream) {
   AddArgs args{partials, total, mass, bases_of_block(problem), channels, problem.num_bases};
   return launch_bases(add_partials_kernel, problem, channels, 1, args, stream);
+}
+
+cudaError_t pack_partials(const Problem& problem, const Partials& partials, const PackedSums& out,
+                          cudaStream_t stream) {
+  PackPartialsArgs args{partials, out, bases_of_block(problem), problem.channels, problem.num_bases};
+  return with_math(problem, [&](auto math) {
+    return launch_bases(pack_partials_kernel<decltype(math)>, problem, problem.channels, 1, args, stream);
+  });
 }
 
 cudaError_t normalize(const Problem& problem, const Partials& partials, const Normalized& out, cudaStream_t stream) {

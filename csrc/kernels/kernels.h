@@ -81,6 +81,14 @@ struct Partials {
 // total: sums as [G, C, K], or null; and the mass [G, K], or null.
 cudaError_t add_partials(const Problem&, int channels, const Partials&, float* total, float* mass, cudaStream_t stream);
 
+// The same with the sums as rows [G, Kp, Cp], divided by powers, and the mass, both [G, Kp].
+struct PackedSums {
+  void* rows = nullptr;
+  float* powers = nullptr;
+  float* mass = nullptr;
+};
+cudaError_t pack_partials(const Problem&, const Partials&, const PackedSums& out, cudaStream_t stream);
+
 // The end of the M-step: mass and length [G, K], the bases [G, C, K], and their rows times `scale` and plain.
 struct Normalized {
   float* mass = nullptr;
@@ -108,5 +116,30 @@ cudaError_t normalize_gradient(const Problem&, const SumsGradient&, cudaStream_t
 // `saturate` what float16 cannot hold becomes its largest number.
 cudaError_t rank_k_products(const Problem&, const ProductsPlan& plan, int products, const void* left, const void* right,
                             float factor, const Features& out, bool saturate, cudaStream_t stream);
+
+// A convolution of 1x1 from C channels to C: weight [C, C] (out, in) in the dtype of the features, dense, bias [C].
+struct Convolution {
+  const void* weight = nullptr;
+  const float* bias = nullptr;
+};
+
+// Bases behind the convolution as bases in front of it: with rows [G, Kp, Cp] of them, factor * rows weight as
+// logit_rows [G, Kp, Cp], and factor * rows bias as logit_bias [G, K].
+cudaError_t convolve_bases(const Problem&, const Convolution&, const void* rows, float factor, void* logit_rows,
+                           float* logit_bias, cudaStream_t stream);
+
+// Sums of features as sums of what the convolution makes of them: weight sums + bias mass, one slot [G, 1, Kp, Cp].
+cudaError_t convolve_sums(const Problem&, const Convolution&, const PackedSums& packed, float* sums,
+                          cudaStream_t stream);
+
+// The end of the unit: y = relu(x + R weight^T + bias) with R = relu(responsibilities value_rows), rounded to the dtype
+// of the features; responsibilities [G, N, Kp] as e_step leaves them, value_rows [G, Kp, Cp].
+struct UnitTail {
+  Features x, y;
+  const void* responsibilities = nullptr;
+  const void* value_rows = nullptr;
+  Convolution convolution;
+};
+cudaError_t unit_tail(const Problem&, const UnitTailPlan& plan, const UnitTail&, cudaStream_t stream);
 
 }  // namespace ema

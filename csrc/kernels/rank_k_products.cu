@@ -45,25 +45,6 @@ struct Operands {
   }
 };
 
-template <class Word>
-EMA_DEVICE void write_tile(const Tile<Word, COLUMNS>& tile, const Matrix<Word>& out, int row, int column) {
-  constexpr int UNIT = 16 / sizeof(Word);
-  if (out.aligned && column + COLUMNS <= out.columns) {
-    for (int i = threadIdx.x; i < ROWS * COLUMNS / UNIT; i += THREADS) {
-      int r = i / (COLUMNS / UNIT), c = i % (COLUMNS / UNIT) * UNIT;
-      if (row + r < out.rows)
-        *reinterpret_cast<uint4*>(out.data + (row + r) * out.stride + column + c) =
-            *reinterpret_cast<const uint4*>(tile.at(r, c));
-    }
-  } else {
-    for (int i = threadIdx.x; i < ROWS * COLUMNS; i += THREADS) {
-      int r = i / COLUMNS, c = i % COLUMNS;
-      if (row + r < out.rows && column + c < out.columns)
-        out.data[(row + r) * out.stride + column + c] = *tile.at(r, c);
-    }
-  }
-}
-
 template <class Math, bool POSITIONS_FASTEST>
 __global__ void __launch_bounds__(THREADS, 1) rank_k_products_kernel(const Args args) {
   using Word = typename Math::Word;
@@ -108,7 +89,7 @@ __global__ void __launch_bounds__(THREADS, 1) rank_k_products_kernel(const Args 
       *tile.at(row + lane() / 4 + e / 2 * 8, column + 8 * j + lane() % 4 * 2 + e % 2) = Math::round(value);
     }
   __syncthreads();
-  write_tile(tile, image_of<Word, POSITIONS_FASTEST>(args.out, image, args.heads, args.positions),
+  write_tile(tile, ROWS, image_of<Word, POSITIONS_FASTEST>(args.out, image, args.heads, args.positions),
              POSITIONS_FASTEST ? channel : position, POSITIONS_FASTEST ? position : channel);
 }
 

@@ -176,6 +176,15 @@ class CudaBackend(Backend):
         )  # fmt: skip
         return grad_x, *small
 
+    def em_unit(self, problem, x, bases, weight, weight1, bias1, weight2, bias2):
+        x, bases = in_order(problem, x), bases.to(torch.float32)
+        y, last = empty_like_order(x), empty(problem, problem.batch, 1, problem.channels, problem.num_bases)
+        self._run(
+            "em_unit", problem, as_features(problem, x), as_weight(weight), as_bases(bases),
+            *map(address, (weight1, bias1, weight2, bias2)), as_features(problem, y), address(last),
+        )  # fmt: skip
+        return y, last
+
     def _run(self, entry: str, problem: Problem, *arguments: Any) -> None:
         """Call an entry point of the core with a workspace; all it does is to launch kernels."""
         tf32 = problem.dtype == torch.float32 and tf32_allowed()

@@ -16,6 +16,7 @@ import torch
 from backend_checks import check, make_bases, normal, uniform
 from emulated import EmulatedBackend, installed
 from torch import Tensor
+from unit_checks import check_unit, make_parameters
 
 from ema_ops.backends import cuda
 
@@ -23,7 +24,7 @@ fp32, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
 
 
 class Case(NamedTuple):
-    """A call of `ema_ops.em_<call>` with its gradients, on a device with few multiprocessors."""
+    """A call of `ema_ops.em_<call>` with its gradients, if it has any, on a device with few multiprocessors."""
 
     sizes: tuple[int, int, int, int]  # B, H, N, C
     num_bases: int
@@ -80,6 +81,22 @@ CASES = {
     "Hopper reconstruct image": Case(
         (2, 1, 200, 40), 64, fp16, "reconstruct", order="BCN", value_channels=272, hopper=True
     ),
+    "unit": Case((2, 1, 150, 96), 64, bf16, "unit", weighted=True, options={"num_iters": 2}),
+    "unit, many channels": Case((1, 1, 70, 300), 20, bf16, "unit", options={"num_iters": 1}),
+    "unit, many bases image": Case(
+        (2, 1, 70, 130), 200, fp16, "unit", order="BCN", weighted=True, options={"num_iters": 2, "scale": 0.5}
+    ),
+    "unit, odd": Case((1, 1, 70, 45), 7, fp16, "unit", offset=3, weighted=True, options={"num_iters": 2}),
+    "unit of one position": Case((3, 1, 1, 40), 7, bf16, "unit", order="BCN", options={"num_iters": 1}),
+    "unit, little shared memory": Case(
+        (1, 1, 70, 130), 200, bf16, "unit", shared_memory=99 << 10, options={"num_iters": 1, "eps_mode": "max"}
+    ),
+    "unit float32": Case((2, 1, 70, 130), 64, fp32, "unit", weighted=True, options={"num_iters": 2}),
+    "unit float32 image": Case(
+        (1, 1, 70, 40), 200, fp32, "unit", order="BCN", shared_memory=99 << 10,
+        options={"num_iters": 2, "eps_mode": "max", "eps": 0.2},
+    ),
+    "unit tf32": Case((1, 1, 70, 40), 7, fp32, "unit", tf32=True, options={"num_iters": 1}),
 }  # fmt: skip
 
 
@@ -92,9 +109,14 @@ def run_case(core: Any, case: Case) -> str:
     tf32 = mock.patch.object(cuda, "tf32_allowed", return_value=case.tf32)
     with installed(EmulatedBackend(core, case.multiprocessors, case.shared_memory, case.hopper)), tf32:
         # tf32 has as many bits as float16
-        ours = check(case.call, inputs, grads, "cuda", plain_dtype=fp16 if case.tf32 else None, **options)
+        options["plain_dtype"] = fp16 if case.tf32 else None
+        if case.call == "unit":
+            parameters = make_parameters(case.sizes[3], case.num_bases, case.dtype)
+            ours = check_unit(inputs["x"], parameters, "cuda", **options)
+        else:
+            ours = tuple(check(case.call, inputs, grads, "cuda", **options).values())
     digest = hashlib.sha256()
-    for actual in ours.values():
+    for actual in ours:
         if actual is not None:
             rows = actual.clone(memory_format=torch.contiguous_format)
             digest.update(rows.view(torch.uint8).numpy().tobytes())
@@ -113,7 +135,7 @@ def make_inputs(case: Case) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         x = x.view(batch, heads, positions, channels)
     bases, bias = make_bases(heads, channels, case.num_bases), normal(batch, heads, case.num_bases, seed=2)
     grad_bases = normal(batch, heads, channels, case.num_bases, seed=5)
-    if case.call == "attention":
+    if case.call in ("attention", "unit"):
         return {"x": x, "bases": bases}, (normal(*case.sizes, seed=6, dtype=case.dtype), grad_bases)
     if case.call == "step":
         return {"x": x, "bases": bases, "logit_bias": bias}, (grad_bases, normal(*bias.shape, seed=6))
