@@ -71,13 +71,13 @@ CASES = {
     "reconstruct": Case((1, 2, 70, 72), 24, bf16, "reconstruct", value_channels=130),
     "reconstruct image": Case((1, 1, 71, 40), 80, fp16, "reconstruct", order="BCN", value_channels=33),
     "reconstruct float32": Case((2, 1, 70, 20), 6, fp32, "reconstruct", value_channels=20),
-    "Hopper": Case((2, 1, 150, 136), 64, bf16, hopper=True, options={"num_iters": 2}),
+    "Hopper": Case((2, 1, 450, 136), 64, bf16, hopper=True, options={"num_iters": 2}),
     "Hopper fp16 image": Case(
         (1, 2, 136, 72), 20, fp16, order="BCN", weighted=True, hopper=True, options={"num_iters": 5}
     ),
     "Hopper, one position": Case((2, 2, 1, 64), 5, bf16, hopper=True, options={"num_iters": 2}),
     "Hopper step": Case((1, 2, 31, 264), 33, fp16, "step", hopper=True),
-    "Hopper reconstruct": Case((1, 2, 150, 72), 24, bf16, "reconstruct", value_channels=136, hopper=True),
+    "Hopper reconstruct": Case((1, 2, 150, 72), 24, bf16, "reconstruct", value_channels=520, hopper=True),
     "Hopper reconstruct image": Case(
         (2, 1, 200, 40), 64, fp16, "reconstruct", order="BCN", value_channels=272, hopper=True
     ),

@@ -18,6 +18,7 @@ class Mutation(NamedTuple):
 E_STEP, GRADIENT, M_STEP = "kernels/e_step.cu", "kernels/e_step_gradient.cu", "kernels/m_step.cu"
 PRODUCTS, BASES = "kernels/rank_k_products.cu", "kernels/bases.cu"
 TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_block.h", "device/pipeline.h"
+HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_step.cu", "hopper/ring.h"
 WAIT, WAIT_FOR_TOO_FEW = "copy_async_wait(next - 1 - i);", "copy_async_wait(next - i);"
 WAIT_EARLY, BARRIER = f"if (!late) {WAIT}", "__syncthreads();"
 
@@ -44,6 +45,7 @@ QUICK = [
         "if (lane() == 0) place.values[warp()] = value;",
         ("fused",),
     ),
+    Mutation("ring: filled before it is handed back", RING, "wait(&empty_[slot], parity_ ^ 1);", "", ("Hopper",)),
     Mutation("bases: lines that overlap", BASES, "pitch(width + GAP)", "pitch(width / 2)", ("fused",)),
 ]
 
@@ -99,6 +101,34 @@ OTHERS = [
         ("fused",),
     ),
     Mutation("products: one image for all", PRODUCTS, "* args.images + image", "* args.images", ("fused",)),
+    Mutation(
+        "Hopper's products: written while the last result is read",
+        HOPPER_PRODUCTS,
+        "if (stores) wait_for_reads<RESULTS - 1>();",
+        "",
+        ("Hopper",),
+    ),
+    Mutation(
+        "Hopper's products: stored before all is written",
+        HOPPER_PRODUCTS,
+        "fence_copies();\n    meet(1 + group, 128);",
+        "fence_copies();",
+        ("Hopper",),
+    ),
+    Mutation(
+        "Hopper's products: the first product for all",
+        HOPPER_PRODUCTS,
+        "batch = product * args.batch + work.batch",
+        "batch = work.batch",
+        ("Hopper",),
+    ),
+    Mutation(
+        "Hopper's M-step: channels of a group",
+        HOPPER_M_STEP,
+        "first_channel + i * CHANNELS, head",
+        "i * CHANNELS, head",
+        ("Hopper reconstruct",),
+    ),
     Mutation(
         "bases: sums of divided weights are not multiplied again",
         BASES,

@@ -1,0 +1,86 @@
+"""The products of csrc/hopper: numbers that float16 cannot hold, images that stay apart, every way to launch them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backend_checks import assert_same_bits, check, make_bases, make_features, normal, run, run_loop
+from emulated import EmulatedBackend, installed
+
+LARGEST = 65504  # of float16
+PRODUCTS, M_STEPS = ("reconstruction", "grad_x", "value_grad_x"), ("m_step", "value_m_step")
+
+
+@pytest.fixture
+def hopper(core):
+    """The backend of a device with two multiprocessors; every plan must serve products by csrc/hopper."""
+
+    def look(plan):
+        assert all(getattr(plan, name).hopper for name in (*PRODUCTS, *M_STEPS))
+
+    backend = EmulatedBackend(core, 2, hopper=True)
+    backend.change_plan = look
+    with installed(backend):
+        yield backend
+
+
+def test_gradients_saturate_in_float16(hopper):
+    # small features, so that the gradient of the logits stays in range
+    inputs = {"x": make_features((1, 40, 72), torch.float16) / 64, "bases": make_bases(72, 5)}
+    grads = normal(1, 72, 5, seed=5) * 1e5, None
+    actual = run("step", inputs, grads, backend="cuda")["gradient of x"]
+    exact = run("step", inputs, grads, dtype=torch.float64)["gradient of x"]
+    beyond = exact.abs() > 1.01 * LARGEST
+    assert 0 < beyond.sum() < beyond.numel()
+    assert torch.equal(actual[beyond], LARGEST * exact[beyond].sign().half())
+    torch.testing.assert_close(actual.double(), exact.clamp(-LARGEST, LARGEST), rtol=0.01, atol=0.01 * LARGEST)
+
+
+@pytest.mark.parametrize("layout", ["rows", "image"])
+def test_an_image_of_nan_leaves_its_neighbours_alone(hopper, layout):
+    x, bases = make_features((3, 72, 72), torch.bfloat16, layout), make_bases(3, 72, 20)
+    clean = run_loop(x, bases, "cuda", num_iters=2)
+    x[1] = torch.nan
+    spoiled = run_loop(x, bases, "cuda", num_iters=2)
+    assert spoiled[0][1].isnan().all()
+    assert spoiled[2][1].isnan().all()
+    for neighbour in (slice(1), slice(2, 3)):
+        assert_same_bits(clean, spoiled, neighbour)
+
+
+def use_splits(plan):
+    for name in (*PRODUCTS, *M_STEPS):
+        getattr(plan, name).splits = 3
+
+
+def use_few_slots(plan):
+    """As little shared memory as the kernels run with; right operands come again with every tile."""
+    for name in PRODUCTS:
+        products = getattr(plan, name)
+        products.slots, products.resident, products.shared_memory = 1, False, (64 + 32) * 1024 + 128
+    for name in M_STEPS:
+        m_step = getattr(plan, name)
+        m_step.shared_memory = (m_step.shared_memory - 128) // m_step.slots + 128
+        m_step.slots = 1
+
+
+@pytest.mark.parametrize("change", [use_splits, use_few_slots])
+@pytest.mark.parametrize("layout", ["rows", "image"])
+def test_every_plan_gives_right_results(hopper, layout, change):
+    hopper.change_plan = change
+    inputs = {
+        "x": make_features((1, 400, 72), torch.bfloat16, layout),
+        "logit_bases": make_bases(72, 33),
+        "value_bases": normal(264, 33, seed=3),
+    }
+    grad = make_features((1, 400, 264), torch.bfloat16, layout, seed=6)
+    check("reconstruct", inputs, (grad,), "cuda")
+
+
+def test_slices_are_read_and_written_in_place(hopper):
+    """Boxes of a picture within a larger one, of a head within its neighbours."""
+    wide = make_features((2, 90, 160), torch.float16)
+    inputs = {"x": wide[:, 8:80, 16:88], "bases": make_bases(2, 72, 9)}
+    check("attention", inputs, (normal(2, 72, 72, seed=2, dtype=torch.float16), None), "cuda", num_iters=2)
+    heads = make_features((2, 2, 70, 40), torch.float16, "heads inside")
+    check("attention", {"x": heads, "bases": make_bases(2, 40, 9)}, (normal(*heads.shape, seed=2).half(), None), "cuda")
