@@ -1,5 +1,5 @@
-// A tile of 64 bases by positions in the registers of a warpgroup, as its product leaves it (ptx.h): column c of a
-// thread, for c < 8 in each 32 positions, has the elements row(c) of base 16 w + g and row(c) + 2 of base + 8.
+// 64 bases by 32 positions in the registers of a warpgroup, as its product leaves them (ptx.h). A thread has 8 positions
+// of two bases: at(c) of the first one, at(c) + 2 of the one 8 further.
 #pragma once
 #include <type_traits>
 
@@ -14,21 +14,18 @@ constexpr Dtype DTYPE = std::is_same_v<Math, Float16> ? Dtype::float16 : Dtype::
 constexpr int GROUP = 128;  // threads of a warpgroup
 
 EMA_DEVICE int group_thread() { return threadIdx.x % GROUP; }
-EMA_DEVICE int group_warp() { return group_thread() / 32; }
+EMA_DEVICE int first_base() { return group_thread() / 32 * 16 + lane() / 4; }
 
-// The first of the two bases of a thread; the other is 8 further.
-EMA_DEVICE int first_base() { return group_warp() * 16 + lane() / 4; }
-
-// Where column c of a thread is in its registers, and its position.
-EMA_DEVICE constexpr int element_of(int c) { return c / 2 * 4 + c % 2; }
+// Where position c of a thread is in its registers, and which one of the 32 it is.
+EMA_DEVICE constexpr int at(int c) { return c / 2 * 4 + c % 2; }
 EMA_DEVICE int position_of(int c) { return c / 2 * 8 + lane() % 4 * 2 + c % 2; }
 
-// Combines 8 columns of a thread over the 16 bases of its warp and leaves them in memory [32 positions][4 warps].
+// Combines the 8 positions of a thread over the 16 bases of its warp; memory [32 positions][4 warps] gets them.
 template <class Combine>
-EMA_DEVICE void share_columns(float (&values)[8], float* memory, Combine combine) {
+EMA_DEVICE void share_positions(float (&values)[8], float* memory, Combine combine) {
 #pragma unroll
   for (int half = 4; half > 0; half /= 2) {
-    // half of the lanes go on with the upper columns, the others with the lower ones
+    // half of the lanes go on with the upper positions, the others with the lower ones
     const bool upper = (lane() & 4 * half) != 0;
 #pragma unroll
     for (int c = 0; c < half; ++c) {
@@ -36,13 +33,13 @@ EMA_DEVICE void share_columns(float (&values)[8], float* memory, Combine combine
       values[c] = combine(mine, __shfl_xor_sync(~0u, other, 4 * half));
     }
   }
-  memory[position_of(lane() / 4) * 4 + group_warp()] = values[0];
+  memory[position_of(lane() / 4) * 4 + group_thread() / 32] = values[0];
 }
 
-// One column of that memory, combined over the warps.
+// Position c of that memory, combined over the warps.
 template <class Combine>
-EMA_DEVICE float shared_column(const float* memory, int position, Combine combine) {
-  const float4 parts = *reinterpret_cast<const float4*>(memory + position * 4);
+EMA_DEVICE float shared_position(const float* memory, int c, Combine combine) {
+  const float4 parts = *reinterpret_cast<const float4*>(memory + position_of(c) * 4);
   return combine(combine(parts.x, parts.y), combine(parts.z, parts.w));
 }
 
@@ -51,12 +48,12 @@ EMA_DEVICE uint32_t round_pair(float first, float second) {
   return Math::round(Math::saturate(first)) | static_cast<uint32_t>(Math::round(Math::saturate(second))) << 16;
 }
 
-// To a tile [positions][64 bases].
-template <class Math, int COUNT>
-EMA_DEVICE void store_positions(const float (&z)[COUNT], const Tile<uint16_t, 64>& tile) {
-  const int l = lane(), line = l % 8 + l / 16 * 8, base = group_warp() * 16 + l / 8 % 2 * 8;
+// To a tile [32 positions][64 bases].
+template <class Math>
+EMA_DEVICE void store_positions(const float (&z)[16], const Tile<uint16_t, 64>& tile) {
+  const int l = lane(), line = l % 8 + l / 16 * 8, base = group_thread() / 32 * 16 + l / 8 % 2 * 8;
 #pragma unroll
-  for (int i = 0; i < COUNT; i += 8) {
+  for (int i = 0; i < 16; i += 8) {
     const uint32_t matrices[4] = {round_pair<Math>(z[i], z[i + 1]), round_pair<Math>(z[i + 2], z[i + 3]),
                                   round_pair<Math>(z[i + 4], z[i + 5]), round_pair<Math>(z[i + 6], z[i + 7])};
     store_matrices_transposed(tile.at(2 * i + line, base), matrices);

@@ -1,6 +1,7 @@
 // E-step: responsibilities of tile after tile of one image, and the M-step of the tile while it is on chip.
 #include "../device/pipeline.h"
 #include "../device/row_block.h"
+#include "../hopper/hopper.h"
 #include "kernels.h"
 
 namespace ema {
@@ -97,6 +98,7 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_kernel(const Args ar
 }  // namespace
 
 cudaError_t e_step(const Problem& problem, const EStepPlan& plan, const EStep& io, cudaStream_t stream) {
+  if (plan.hopper) return hopper::e_step(problem, plan, io, stream);
   const Args args{io, plan, problem.heads, problem.positions, problem.num_bases};
   return with_variant(problem, plan, [&](auto variant) {
     using V = decltype(variant);
