@@ -72,6 +72,34 @@ bool fuse(EStepPlan& plan, const Problem& problem, int chunks, int row_bytes, co
   return false;
 }
 
+// An E-step, alone or with the M-step, by boxes; false if there is no such kernel for it.
+bool use_boxes(EStepPlan& plan, const Problem& problem, const EStepWork& work, const Device& device) {
+  if (!for_hopper(problem, device) || problem.channels > hopper::E_STEP_CHANNELS || work.has_sums || work.has_values)
+    return false;
+  const int positions = hopper::stage_positions(problem.positions_fastest);
+  const int stage_bytes = hopper::stage_bytes(hopper::compiled_channels(problem.channels), positions);
+  static_assert((HOPPER_SHARED_MEMORY - hopper::E_STEP_BYTES) /
+                    hopper::stage_bytes(hopper::E_STEP_CHANNELS, hopper::stage_positions(true)) >=
+                hopper::E_STEP_MIN_STAGES);
+  plan.hopper = true;
+  plan.fused = work.m_step;
+  plan.rows_resident = true;
+  plan.row_slots = 0;
+  plan.feature_slots =
+      std::min((device.shared_memory - hopper::E_STEP_BYTES) / stage_bytes, hopper::E_STEP_MAX_STAGES);
+  plan.shared_memory = plan.feature_slots * stage_bytes + hopper::E_STEP_BYTES;
+  const int64_t width = padded_channels(problem.channels);
+  SplitCost cost;
+  cost.works = problem.images();
+  cost.tiles = ceil_div(problem.positions, positions);
+  cost.tile_bytes = 2 * width * positions;
+  cost.block_bytes = 2 * width * padded_bases(problem.num_bases);
+  cost.slot_bytes = plan.fused ? 4 * width * padded_bases(problem.num_bases) : 0;
+  cost.blocks = cost.multiprocessors = device.multiprocessors;
+  plan.splits = cost.best();
+  return true;
+}
+
 // How many blocks share a multiprocessor: two small ones if their shared memory fits, one that fills the registers.
 int resident_blocks(const Problem& problem, int shared_memory, const Device& device) {
   return is_small(problem) && 2 * (shared_memory + RESERVED_BYTES) <= device.shared_memory + RESERVED_BYTES ? 2 : 1;
@@ -105,6 +133,7 @@ EStepPlan plan_e_step(const Problem& problem, const Device& device, const EStepW
                         is_small(problem) && chunks <= FUSED_CHUNKS;
   const int64_t value_chunks = work.has_values ? ceil_div(problem.value_channels, chunk_elements(problem)) : 0;
   EStepPlan plan;
+  if (use_boxes(plan, problem, work, device)) return plan;
   if (!may_fuse || !fuse(plan, problem, static_cast<int>(chunks), row_bytes, device))
     stream(plan, problem, static_cast<int>(chunks + value_chunks), row_bytes, device);
   const int64_t read_rows = (chunks * rows_of_chunk + value_chunks) * padded_bases(problem.num_bases) * CHUNK_BYTES;

@@ -22,7 +22,7 @@ constexpr int SMALL_BASES = 64, SMALL_BLOCK_BYTES = 2048, LARGE_BLOCK_BYTES = 61
 struct EStepPlan {
   int splits = 1;
   bool fused = false;     // features stay on chip for the M-step
-  int feature_slots = 2;  // chunks of features in shared memory; all chunks of a tile and more when fused
+  int feature_slots = 2;  // chunks of features in shared memory; all of a tile and more when fused; hopper: stages
   int row_slots = 2;      // chunks of bases in shared memory
   bool rows_resident = false;  // all chunks of bases are loaded once
   int shared_memory = 0;  // bytes

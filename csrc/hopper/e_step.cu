@@ -10,6 +10,8 @@
 namespace ema::hopper {
 namespace {
 
+constexpr int UNIT = E_STEP_UNIT;  // positions whose responsibilities are made at once
+
 struct Args {
   EStep io;
   int splits, stages, heads, positions, num_bases;
@@ -31,7 +33,7 @@ template <class V>
 struct FeatureStage {
   static constexpr int POSITIONS = stage_positions(V::POSITIONS_FASTEST), BOX_BYTES = POSITIONS * 128;
   static constexpr int BYTES = V::CHANNELS / 64 * BOX_BYTES;
-  static constexpr Dtype DTYPE = hopper::DTYPE<typename V::Math>;
+  static constexpr Dtype DTYPE = V::Math::DTYPE;
   unsigned char* memory;
 
   EMA_DEVICE void copy(int box, const TensorMap& map, Barrier* full, int position, int head, int batch) const {
@@ -86,7 +88,7 @@ struct Block {
     weights = totals + 4 * UNIT;
     bias = weights + UNIT;
     x_full = reinterpret_cast<Barrier*>(bias + 64);
-    z_full = x_full + MAX_STAGES;
+    z_full = x_full + E_STEP_MAX_STAGES;
     static_assert(sizeof(Barrier) == 8, "the plan counts on another size");
   }
   EMA_DEVICE int position(int i) const { return (first + i) * POSITIONS; }
@@ -168,6 +170,7 @@ EMA_DEVICE void respond(const Block<V>& block, const TensorMap& z_map) {
       block.stage(turn.slot).add_logits(z, rows, unit);
       commit_products();
       wait_for_products<0>();
+      settle(z);
       if (previous >= 0) hand_over(previous);
       previous = turn.slot;
       if (thread == 0) wait_for_reads<0>();
@@ -260,6 +263,7 @@ EMA_DEVICE void add_up(const Block<V>& block, const TensorMap& x_map) {
     previous = turn.slot;
   }
   wait_for_products<0>();
+  settle(sums);
   const int width = padded_channels(io.x.channels);
   float* slot = io.sums + (static_cast<int64_t>(blockIdx.x) * 64 + first_base()) * width;
 #pragma unroll
@@ -277,6 +281,7 @@ __global__ void __launch_bounds__(V::THREADS, 1)
     e_step_kernel(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap z_map, const Args args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
+  wait_for_predecessors();
   const Block<V> block(args, shared);
   block.prepare();
   // bases or sums of 512 channels are 128 registers a thread
@@ -319,8 +324,7 @@ cudaError_t e_step(const Problem& problem, const EStepPlan& plan, const EStep& i
     if (error != cudaSuccess) return error;
     return launch(e_step_kernel<V>, grid, dim3(V::THREADS), plan.shared_memory, stream, x_map, z_map, args);
   };
-  return problem.dtype == Dtype::float16 ? with_channels<Float16>(problem, run)
-                                         : with_channels<Bfloat16>(problem, run);
+  return with_half_math(problem, [&](auto math) { return with_channels<decltype(math)>(problem, run); });
 }
 
 }  // namespace ema::hopper

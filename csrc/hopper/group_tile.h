@@ -1,15 +1,10 @@
 // 64 bases by 32 positions in the registers of a warpgroup, as its product leaves them (ptx.h). A thread has 8 positions
 // of two bases: at(c) of the first one, at(c) + 2 of the one 8 further.
 #pragma once
-#include <type_traits>
-
 #include "../device/math.h"
 #include "ptx.h"
 
 namespace ema::hopper {
-
-template <class Math>
-constexpr Dtype DTYPE = std::is_same_v<Math, Float16> ? Dtype::float16 : Dtype::bfloat16;
 
 constexpr int GROUP = 128;  // threads of a warpgroup
 
