@@ -81,6 +81,16 @@ CASES = {
     "Hopper reconstruct image": Case(
         (2, 1, 200, 40), 64, fp16, "reconstruct", order="BCN", value_channels=272, hopper=True
     ),
+    "Hopper, more tiles than stages": Case(
+        (1, 1, 250, 512), 64, bf16, weighted=True, multiprocessors=1, hopper=True,
+        options={"num_iters": 1, "scale": 0.3},
+    ),
+    "Hopper image, more tiles than stages": Case(
+        (1, 1, 264, 512), 7, fp16, "step", order="BCN", weighted=True, multiprocessors=1, hopper=True
+    ),
+    "Hopper, few channels": Case(
+        (1, 2, 330, 40), 9, fp16, weighted=True, multiprocessors=6, hopper=True, options={"num_iters": 2}
+    ),
     "unit": Case((2, 1, 150, 96), 64, bf16, "unit", weighted=True, options={"num_iters": 2}),
     "unit, many channels": Case((1, 1, 70, 300), 20, bf16, "unit", options={"num_iters": 1}),
     "unit, many bases image": Case(
