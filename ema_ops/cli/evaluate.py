@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
     from ..segmentation.data import open_dataset
     from ..segmentation.evaluation import evaluate
     from ..segmentation.evaluation.report import text_table, write_report
-    from ..segmentation.training.distributed import world
+    from ..segmentation.training.distributed import UNTIL_ALL_ARE_DONE, world
 
     options = vars(inference(args))
-    with world(args.device) as here:
+    with world(args.device, timeout=UNTIL_ALL_ARE_DONE) as here:
         network, checkpoint = load(args, here.device)
         place = _dataset_place(args, checkpoint)
         dataset = open_dataset(place["kind"], place["root"], place["split"], **place["options"])

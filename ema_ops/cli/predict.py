@@ -15,8 +15,9 @@ from .inference_options import add_inference_options, inference, load
 if TYPE_CHECKING:
     from ..segmentation.evaluation.drawing import Painter
     from ..segmentation.evaluation.predict import Predictor
+    from ..segmentation.training.distributed import World
 
-HELP = "write palette masks and overlays of a picture, a folder of pictures or a video"
+HELP = "write palette masks and overlays of a picture, a folder of pictures (also under torchrun) or a video"
 VIDEO_SUFFIXES = (
     ".mp4",
     ".m4v",
@@ -60,22 +61,26 @@ def run(args: argparse.Namespace) -> int:
         raise NotADirectoryError(f"out is {args.out}, a file: expected a folder")
     if args.input.is_dir() and args.out.resolve() == args.input.resolve():
         raise ValueError(f"out is {args.out}, the folder of the pictures: expected another one")
-    predictor, painter = _tools(args)
-    args.out.mkdir(parents=True, exist_ok=True)
-    if is_video:
-        return _predict_video(args, predictor, painter)
-    return _predict_pictures(args, predictor, painter)
+    from ..segmentation.training.distributed import UNTIL_ALL_ARE_DONE, world
+
+    with world(args.device, timeout=UNTIL_ALL_ARE_DONE) as here:
+        if is_video and here.size > 1:
+            raise ValueError(f"{args.input} is a video, for {here.size} processes: expected one process")
+        predictor, painter = _tools(args, here.device)
+        args.out.mkdir(parents=True, exist_ok=True)
+        if is_video:
+            return _predict_video(args, predictor, painter)
+        return _predict_pictures(args, predictor, painter, here)
 
 
-def _tools(args: argparse.Namespace) -> tuple[Predictor, Painter]:
+def _tools(args: argparse.Namespace, device: torch.device) -> tuple[Predictor, Painter]:
     """What judges and what draws, as the options say."""
     from ..segmentation.data import VOC_CLASSES, voc_palette
     from ..segmentation.data.labels import class_names
     from ..segmentation.evaluation.drawing import Painter
     from ..segmentation.evaluation.predict import Predictor
-    from ..segmentation.training.distributed import find_device
 
-    settings, device = inference(args), find_device(args.device)
+    settings = inference(args)
     network, checkpoint = load(args, device)
     num_classes = checkpoint.model["num_classes"]
     names = class_names(checkpoint.classes, num_classes, VOC_CLASSES)
@@ -88,7 +93,8 @@ def _tools(args: argparse.Namespace) -> tuple[Predictor, Painter]:
     return Predictor(network, num_classes, settings, device, args.batch), painter
 
 
-def _predict_pictures(args: argparse.Namespace, predictor: Predictor, painter: Painter) -> int:
+def _predict_pictures(args: argparse.Namespace, predictor: Predictor, painter: Painter, here: World) -> int:
+    """The pictures of this process; how many of all were broken, all say at the end."""
     from tqdm import tqdm
 
     from ..segmentation.evaluation.pictures import find_pictures
@@ -97,15 +103,29 @@ def _predict_pictures(args: argparse.Namespace, predictor: Predictor, painter: P
     is_folder = args.input.is_dir()
     paths = find_pictures(args.input, leave_out=args.out) if is_folder else [args.input]
     root = args.input if is_folder else args.input.parent
-    with tqdm(total=len(paths), desc="prediction", unit="picture", disable=None) as bar:
+    share = len(paths[here.rank :: here.size])
+    with tqdm(total=share, desc="prediction", unit="picture", disable=None if here.is_main else True) as bar:
 
         def done(path: Path, error: str) -> None:
             if error:
                 bar.write(f"ema-ops predict: {error}", file=sys.stderr)
             bar.update()
 
-        broken = predict_pictures(predictor, painter, paths, root, args.out, workers=args.workers, done=done)
-    print(f"{len(paths) - broken} of {len(paths)} pictures: {args.out / 'masks'}, {args.out / 'overlays'}")
+        broken = predict_pictures(
+            predictor,
+            painter,
+            paths,
+            root,
+            args.out,
+            rank=here.rank,
+            world_size=here.size,
+            workers=args.workers,
+            done=done,
+        )
+    # at the end only: torchrun ends all processes as soon as one has failed
+    broken = int(here.total(torch.tensor(broken)).item())
+    if here.is_main:
+        print(f"{len(paths) - broken} of {len(paths)} pictures: {args.out / 'masks'}, {args.out / 'overlays'}")
     return 1 if broken else 0
 
 

@@ -103,11 +103,14 @@ def predict_pictures(
     root: Path,
     out: Path,
     *,
+    rank: int = 0,
+    world_size: int = 1,
     workers: int = 0,
     done: Callable[[Path, str], object] = lambda path, error: None,
 ) -> int:
     """Write `out`/masks/NAME.png and `out`/overlays/NAME.png of the pictures at `paths`; returns how many were broken.
 
+    Process `rank` of `world_size` does numbers rank, rank + world_size, ... of `paths`, and counts the broken of these.
     NAME is the path below `root` without its suffix, or with it where two pictures would get one name. Masks and
     overlays have the size of the upright picture, as a viewer shows it.
 
@@ -126,7 +129,7 @@ def predict_pictures(
 
     def frames() -> Iterator[Frame[Path]]:
         nonlocal broken
-        for picture in read_pictures(paths, workers):
+        for picture in read_pictures(paths[rank::world_size], workers):
             if picture.pixels is None:
                 broken += 1
                 done(picture.path, picture.error)

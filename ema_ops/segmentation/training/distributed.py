@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,6 +17,9 @@ from torch import nn
 from .synchronised_norm import SynchronisedBatchNorm2d
 
 Value = TypeVar("Value")
+
+UNTIL_ALL_ARE_DONE = timedelta(days=7)
+"""Timeout for processes that work on shares of their own for hours, and meet at the end."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,13 @@ class World:
 
 
 @contextmanager
-def world(device: str | None = None) -> Iterator[World]:
+def world(device: str | None = None, *, timeout: timedelta | None = None) -> Iterator[World]:
     """The processes that torchrun started, or this one alone.
 
     Args:
         device: "cpu", "cuda" or "cuda:1"; None takes CUDA where there is one. With torchrun every process takes the GPU
             of its local rank.
+        timeout: how long one process waits for another before it fails; None for PyTorch's default, some minutes.
 
     Raises:
         ValueError: no such device here, or one GPU for several processes.
@@ -104,9 +109,9 @@ def world(device: str | None = None) -> Iterator[World]:
     if place.type == "cuda":
         torch.cuda.set_device(place)
         # what the processes agree on is small and lies on the CPU
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=place)
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=place)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timeout)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), place, dist.group.WORLD)
     except RuntimeError as error:

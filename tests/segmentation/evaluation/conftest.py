@@ -1,5 +1,11 @@
 """A small network with random weights, and pictures and masks of several sizes on disk."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -75,3 +81,30 @@ def fail_at(monkeypatch):
         monkeypatch.setattr(EMANet, "forward", counted)
 
     return fail
+
+
+@pytest.fixture
+def two_processes():
+    """Runs `ema-ops` with the same words in two processes; status, stdout and stderr of each."""
+
+    def run(*words):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        # what torchrun tells its processes
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "ema_ops", *words],
+                env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
+                cwd=Path(__file__).parents[3],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in ("0", "1")
+        ]
+        outputs = [process.communicate(timeout=240) for process in processes]
+        return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+
+    return run

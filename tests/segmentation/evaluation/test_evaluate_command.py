@@ -2,11 +2,6 @@
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -73,38 +68,15 @@ def test_checkpoint_of_the_official_implementation(data, dataset, tmp_path):
     assert confusion == evaluate(loaded, dataset).confusion.tolist()
 
 
-def test_two_processes_equal_one(checkpoint, data, network, dataset, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    # what torchrun tells its processes
-    common = {
-        **os.environ,
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "ema_ops", "evaluate", "--checkpoint", str(checkpoint), *data]
-    command += ["--batch", "2", "--workers", "0", "--device", "cpu", "--out", str(tmp_path)]
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**common, "RANK": rank, "LOCAL_RANK": rank},
-            cwd=Path(__file__).parents[3],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    outputs = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+def test_two_processes_equal_one(checkpoint, data, network, dataset, tmp_path, two_processes):
+    command = ["evaluate", "--checkpoint", str(checkpoint), *data, "--batch", "2", "--workers", "0", "--device", "cpu"]
+    outputs = two_processes(*command, "--out", str(tmp_path))
+    assert [status for status, *_ in outputs] == [0, 0], outputs
     # seven pictures on two processes: every one counted once
     confusion = json.loads((tmp_path / "scores.json").read_text())["confusion"]
     assert confusion == evaluate(network, dataset).confusion.tolist()
-    assert "mIoU" in outputs[0][0]
-    assert outputs[1][0] == ""
+    assert "mIoU" in outputs[0][1]
+    assert outputs[1][1] == ""
 
 
 def test_other_names_of_the_classes_are_told(network, data, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`ema-ops predict` as users call it: a picture, a folder, a video, and what they get wrong."""
 
 import importlib.util
+from contextlib import contextmanager
 
 import av
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from ema_ops.cli import main
 from ema_ops.segmentation.data import voc_palette
 from ema_ops.segmentation.models import save_network
+from ema_ops.segmentation.training.distributed import World
 
 
 @pytest.fixture
@@ -63,6 +65,31 @@ def test_folder(predict, folder, tmp_path, capsys):
     captured = capsys.readouterr()
     assert f"ema-ops predict: {folder / 'broken.jpg'} is truncated or damaged" in captured.err
     assert "3 of 4 pictures" in captured.out
+
+
+def test_two_processes_share_a_folder(predict, folder, checkpoint, tmp_path, two_processes):
+    assert predict(folder) == 1
+    command = ["predict", str(folder), "--checkpoint", str(checkpoint), "--workers", "0", "--device", "cpu"]
+    outputs = two_processes(*command, "--out", str(tmp_path / "two"))
+    # both, and at the end: what one of them could not read has not stopped the other
+    assert [status for status, *_ in outputs] == [1, 1], outputs
+    assert files(tmp_path / "two") == files(tmp_path / "out")
+    for name in files(tmp_path / "two"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    (_, said, error), (_, other_said, other_error) = outputs
+    assert said.startswith("3 of 4 pictures: ")
+    assert other_said == ""
+    assert (error + other_error).count("broken.jpg is truncated or damaged") == 1
+
+
+def test_video_is_for_one_process(predict, video, capsys, monkeypatch):
+    @contextmanager
+    def two(*_, **options):
+        yield World(0, 2, torch.device("cpu"))
+
+    monkeypatch.setattr("ema_ops.segmentation.training.distributed.world", two)
+    assert predict(video) == 2
+    assert capsys.readouterr().err == f"ema-ops predict: {video} is a video, for 2 processes: expected one process\n"
 
 
 def test_results_inside_the_folder_are_not_read_again(folder, checkpoint, tmp_path, capsys):
