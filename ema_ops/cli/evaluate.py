@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 "checkpoint": str(args.checkpoint),
                 "data": {**place, "pictures": len(dataset)},
                 "iters": args.iters,
+                "compile": args.compile,
                 **options,
             }
             for path in write_report(out, scores, dataset.classes, settings):

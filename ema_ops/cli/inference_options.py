@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -37,6 +37,7 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=2, help="processes that decode pictures (default: 2)")
     add("--precision", choices=("float32", "bfloat16", "float16"), default="float32", help="default: float32")
     add("--channels-last", action="store_true", help="that memory order, often faster with tensor cores")
+    add("--compile", action="store_true", help="torch.compile: slow to start, faster for many pictures")
     add("--device", help="cpu, cuda or cuda:0 (default: cuda if there is one)")
 
 
@@ -52,6 +53,8 @@ def inference(args: argparse.Namespace) -> Inference:
 def load(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, Checkpoint]:
     """The network of --checkpoint on `device`, with the iterations and in the memory order asked for, and its file.
 
+    Compiled if that is asked for.
+
     Raises ValueError or OSError naming the file when it is none of the known kinds.
     """
     from ..segmentation.models.checkpoints import load_network
@@ -65,4 +68,7 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, Che
     network.to(device)
     if args.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if args.compile:
+        # for any size: pictures of a data set have many
+        return cast(nn.Module, torch.compile(network, dynamic=True)), checkpoint
     return network, checkpoint

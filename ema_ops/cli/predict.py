@@ -42,7 +42,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, help="folder for the results")
     add("--alpha", type=float, default=0.6, help="strength of the colours in overlays, 0 to 1 (default: 0.6)")
     add("--masks", action="store_true", help="of a video, write the mask of every frame too")
-    add("--compile", action="store_true", help="torch.compile: slow to start, faster for many pictures")
     add_inference_options(parser)
 
 
@@ -88,8 +87,6 @@ def _tools(args: argparse.Namespace, device: torch.device) -> tuple[Predictor, P
     if stored := checkpoint.content.get("palette"):
         palette[: len(stored)] = stored
     painter = Painter(names, palette, args.alpha)
-    if args.compile:
-        network = torch.compile(network, dynamic=True)  # type: ignore[assignment]
     return Predictor(network, num_classes, settings, device, args.batch), painter
 
 

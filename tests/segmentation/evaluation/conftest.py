@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,18 @@ def two_processes():
         return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
     return run
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Lets `torch.compile` trace and generate no code; the sizes that it traced."""
+    sizes = []
+
+    def backend(graph, inputs):
+        sizes.append([tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor) and value.dim() == 4])
+        return graph.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    yield sizes
+    torch.compiler.reset()

@@ -46,6 +46,15 @@ def test_windows_and_iterations(checkpoint, data, dataset, tmp_path):
     assert confusion != evaluate(load_network(checkpoint)[0], dataset, **windows).confusion.tolist()
 
 
+def test_compiled_network_is_judged_the_same(checkpoint, data, network, dataset, tmp_path, compiled):
+    options = ["--compile", "--workers", "0", "--out", str(tmp_path)]
+    assert main(["evaluate", "--checkpoint", str(checkpoint), *data, *options]) == 0
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert content["confusion"] == evaluate(network, dataset).confusion.tolist()
+    assert content["settings"]["compile"]
+    assert len(compiled) == 1, "one graph for pictures of three sizes"
+
+
 def test_data_set_of_the_checkpoint(network, dataset, root, tmp_path, capsys):
     path = tmp_path / "trained.pt"
     opened = {"kind": "folder", "root": str(root), "split": "all", "options": {"classes": list(dataset.classes)}}

@@ -119,6 +119,15 @@ def test_options_reach_the_network(predict, root, tmp_path):
     assert (mask("--precision", "bfloat16") != plain).mean() < 0.1
 
 
+def test_compiled_network_predicts_the_same(predict, root, tmp_path, compiled):
+    masks = []
+    for options in ([], ["--compile"]):
+        assert predict(root / "images" / "0.png", *options) == 0
+        masks.append((tmp_path / "out" / "masks" / "0.png").read_bytes())
+    assert masks[0] == masks[1]
+    assert len(compiled) == 1
+
+
 def test_alpha_1_shows_the_colours_only(predict, root, tmp_path):
     assert predict(root / "images" / "0.png", "--alpha", "1") == 0
     mask, overlay = (Image.open(tmp_path / "out" / kind / "0.png") for kind in ("masks", "overlays"))
