@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ def world(device: str | None = None, *, timeout: timedelta | None = None) -> Ite
         if "closed by peer" in str(error) or "reset by peer" in str(error):
             raise OSError("stopped, because another process is gone; its message says why") from error
         raise
+    # gloo's threads need Python's lock to let go of their last work, and its end, which holds the lock, waits for them
+    time.sleep(0.1)
     # not after an error: this would wait for processes that still wait for this one
     dist.destroy_process_group()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,13 @@ from ..config import TrainingConfig
 from ..data import IGNORE, Batch
 from ..evaluation.inference import PRECISIONS
 from .distributed import World
+
+_SENDS_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+"""Name of DistributedDataParallel's option; torch 2.13 warns of the old one."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +166,12 @@ def check_precision(precision: str, device: torch.device) -> None:
 def _parallel(network: nn.Module, world: World) -> nn.Module:
     if world.group is None:
         return network
+    # they move in every process alike, as norms and bases are averaged over all
+    keep_buffers: dict[str, Any] = {_SENDS_BUFFERS: False}
     return DistributedDataParallel(
         network,
         device_ids=[world.device] if world.device.type == "cuda" else None,
         process_group=world.group,
-        # they move in every process alike, as norms and bases are averaged over all
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **keep_buffers,
     )

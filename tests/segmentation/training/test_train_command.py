@@ -146,6 +146,7 @@ def test_the_same_under_torchrun(data, tmp_path):
     done = torchrun(*words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("4 steps done") == 1
+    assert "FutureWarning" not in done.stderr
     assert [float(x) for x in losses(tmp_path / "two")] == pytest.approx([float(x) for x in losses(one.out)], rel=1e-4)
 
 

@@ -97,7 +97,12 @@ def start(target, *args):
 def finish(process, timeout=60) -> int:
     """The exit status of `process`."""
     process.join(timeout)
-    assert process.exitcode is not None, "the process hangs"
+    hangs = process.exitcode is None
+    if hangs:
+        # pytest would wait for it at its own end
+        process.kill()
+        process.join()
+    assert not hangs, "the process hung"
     return process.exitcode
 
 
