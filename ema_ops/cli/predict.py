@@ -84,8 +84,8 @@ def _tools(args: argparse.Namespace, device: torch.device) -> tuple[Predictor, P
     num_classes = checkpoint.model["num_classes"]
     names = class_names(checkpoint.classes, num_classes, VOC_CLASSES)
     palette = voc_palette()
-    if stored := checkpoint.content.get("palette"):
-        palette[: len(stored)] = stored
+    if checkpoint.palette is not None:
+        palette[:num_classes] = checkpoint.palette
     painter = Painter(names, palette, args.alpha)
     return Predictor(network, num_classes, settings, device, args.batch), painter
 

@@ -13,7 +13,15 @@ from torch import Tensor
 from ...interop import convert_state_dict
 from .emanet import EMANet
 from .files import load_fitting, read_file, tensors_in
-from .foreign import WRAPPERS, check_exportable, read_foreign
+from .foreign import (
+    WRAPPERS,
+    Palette,
+    check_exportable,
+    checked_palette,
+    meta_classes,
+    meta_palette,
+    read_foreign,
+)
 
 FORMAT = "ema_ops.segmentation"
 VERSION = 1
@@ -30,6 +38,7 @@ class Checkpoint:
         model: arguments of `EMANet`; of another implementation's file as far as its weights tell them, the rest as
             published.
         classes: names of the classes, None where the file has none.
+        palette: their colours, None where the file has none.
         content: everything in the file.
     """
 
@@ -37,6 +46,7 @@ class Checkpoint:
     state: dict[str, Tensor]
     model: dict[str, Any]
     classes: tuple[str, ...] | None
+    palette: Palette | None
     content: dict[str, Any]
 
 
@@ -49,7 +59,8 @@ def save_network(path: str | os.PathLike[str], network: EMANet, *, classes: Sequ
         path: the file.
         network: an `EMANet`, not wrapped in anything.
         classes: their names, `num_classes` of them.
-        **more: other parts of the file, of tensors and plain values: "data" (how its data was opened), "training".
+        **more: other parts of the file, of tensors and plain values: "data" (how its data was opened), "training",
+            "palette" (red, green and blue, 0 to 255, of each class).
 
     Raises:
         ValueError, TypeError: an argument does not fit.
@@ -85,8 +96,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     content = read_file(path)
     if "format" not in content:
-        source, state, model, classes = read_foreign(content, path)
-        return Checkpoint(source, state, model, classes, content)
+        source, state, model = read_foreign(content, path)
+        count = model["num_classes"]
+        return Checkpoint(source, state, model, meta_classes(content, count), meta_palette(content, count), content)
     if content["format"] != FORMAT or content.get("version") != VERSION:
         raise ValueError(
             f"{path} has format {content['format']!r}, version {content.get('version')!r}: "
@@ -97,7 +109,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             raise ValueError(f"{path} is damaged: {name!r} is {type(content.get(name)).__name__}")
     state = tensors_in(content, ("network",), path)
     classes = tuple(content["classes"])
-    return Checkpoint("ema_ops", state, dict(content["model"]), classes, content)
+    palette = checked_palette(content.get("palette"), len(classes))
+    return Checkpoint("ema_ops", state, dict(content["model"]), classes, palette, content)
 
 
 def load_network(path: str | os.PathLike[str], **overrides: Any) -> tuple[EMANet, Checkpoint]:
@@ -119,18 +132,38 @@ def load_network(path: str | os.PathLike[str], **overrides: Any) -> tuple[EMANet
     return network.eval(), checkpoint
 
 
-def export_network(network: EMANet, path: str | os.PathLike[str], target: str = "official") -> None:
+def export_network(
+    network: EMANet,
+    path: str | os.PathLike[str],
+    target: str = "official",
+    *,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+) -> None:
     """Write `network` to `path` as a checkpoint of another implementation, "official" or "mmsegmentation".
 
-    Their defaults for T, eps and the running bases are not in such a file.
+    Their defaults for T, eps and the running bases are not in such a file. Only mmsegmentation's has names and colours
+    of the classes; without `classes` and `palette` it has none either.
 
     Raises:
-        ValueError: an unknown target, or one that would compute something else than `network`.
+        ValueError: an unknown target, or one that would compute something else than `network`; not as many classes or
+            colours as the network has.
         OSError, RuntimeError: the file cannot be written.
     """
     check_exportable(network, target)
     state = convert_state_dict(network.state_dict(), target=target, scope="network")
-    beside: dict[str, Any] = {"step": 0} if target == "official" else {"meta": {}}
+    beside: dict[str, Any] = {"step": 0}
+    if target == "mmsegmentation":
+        dataset: dict[str, Any] = {}
+        if classes is not None:
+            dataset["classes"] = [str(name) for name in classes]
+        if palette is not None:
+            dataset["palette"] = [[int(value) for value in colour] for colour in palette]
+        for name, values in dataset.items():
+            if len(values) != network.options["num_classes"]:
+                expected = network.options["num_classes"]
+                raise ValueError(f"{name} has {len(values)} entries: expected num_classes = {expected}")
+        beside = {"meta": {"dataset_meta": dataset} if dataset else {}}
     torch.save({WRAPPERS[target]: state, **beside}, path)
 
 

@@ -15,6 +15,9 @@ from .emanet import HEADS, EMANet
 from .files import load_fitting, names, tensors_in
 from .resnet import DEPTHS
 
+Palette = tuple[tuple[int, int, int], ...]
+"""Red, green and blue of each class, 0 to 255."""
+
 WRAPPERS = {"official": "net", "mmsegmentation": "state_dict"}
 """Where a whole checkpoint keeps the weights."""
 
@@ -23,8 +26,8 @@ _PREFIXES = {"official": ("extractor.", "fc0.", "emau."), "mmsegmentation": ("de
 
 def read_foreign(
     content: Mapping[str, Any], path: str | os.PathLike[str]
-) -> tuple[str, dict[str, Tensor], dict[str, Any], tuple[str, ...] | None]:
-    """Source, state with our keys, options of `EMANet` and names of the classes (None where the file has none).
+) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """Source, state with our keys and options of `EMANet`.
 
     What the weights cannot tell is as published: the dilations, the output stride 8, the interpolation, T = 3.
 
@@ -44,7 +47,32 @@ def read_foreign(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     load_fitting(network, {key: value.to("meta") for key, value in state.items()}, path)
-    return source, state, options, _classes(content, options["num_classes"])
+    return source, state, options
+
+
+def meta_classes(content: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
+    """Names of the classes in a file of mmsegmentation; None where there are not as many."""
+    classes = _meta(content, "classes")
+    if not isinstance(classes, (list, tuple)) or len(classes) != num_classes:
+        return None
+    return tuple(map(str, classes))
+
+
+def meta_palette(content: Mapping[str, Any], num_classes: int) -> Palette | None:
+    """Colours of the classes in a file of mmsegmentation; None where there are not as many, or it was other numbers."""
+    return checked_palette(_meta(content, "palette"), num_classes)
+
+
+def checked_palette(palette: Any, num_classes: int) -> Palette | None:
+    """`palette` if it is `num_classes` colours, each red, green and blue from 0 to 255."""
+    if not isinstance(palette, (list, tuple)) or len(palette) != num_classes:
+        return None
+    for colour in palette:
+        if not isinstance(colour, (list, tuple)) or len(colour) != 3:
+            return None
+        if not all(type(value) is int and 0 <= value <= 255 for value in colour):
+            return None
+    return tuple((red, green, blue) for red, green, blue in palette)
 
 
 def check_exportable(network: EMANet, target: str) -> None:
@@ -131,13 +159,10 @@ def _depth(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> str:
     raise ValueError(f"{path} has {list(counts)} blocks in its four stages: expected {known}")
 
 
-def _classes(content: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
-    """Names of the classes as mmsegmentation keeps them: meta.CLASSES, later meta.dataset_meta.classes."""
+def _meta(content: Mapping[str, Any], name: str) -> Any:
+    """What mmsegmentation keeps as meta.dataset_meta.NAME, and as meta.NAME in capitals before its version 1."""
     meta = content.get("meta")
     if not isinstance(meta, Mapping):
         return None
     dataset = meta.get("dataset_meta")
-    classes = dataset.get("classes") if isinstance(dataset, Mapping) else meta.get("CLASSES")
-    if not isinstance(classes, (list, tuple)) or len(classes) != num_classes:
-        return None
-    return tuple(map(str, classes))
+    return dataset.get(name) if isinstance(dataset, Mapping) else meta.get(name.upper())

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ema_ops import PRESETS
 from ema_ops.cli import main
 from ema_ops.segmentation.data import voc_palette
-from ema_ops.segmentation.models import save_network
+from ema_ops.segmentation.models import EMANet, export_network, save_network
 from ema_ops.segmentation.training.distributed import World
 
 
@@ -141,6 +142,15 @@ def test_colours_of_the_checkpoint(predict, network, root, tmp_path):
     assert predict(root / "images" / "0.png", network=tmp_path / "net.pt") == 0
     mask = Image.open(tmp_path / "out" / "masks" / "0.png")
     assert mask.getpalette()[:9] == [1, 2, 3, 40, 50, 60, 70, 80, 90]
+
+
+def test_colours_of_a_checkpoint_of_mmsegmentation(predict, root, tmp_path):
+    network = EMANet(3, "resnet50", 16, num_bases=4, channels=8, head="mmsegmentation", **PRESETS["mmsegmentation"])
+    colours = [[9, 8, 7], [6, 5, 4], [3, 2, 1]]
+    names = ("sky", "sea", "sand")
+    export_network(network, tmp_path / "net.pth", target="mmsegmentation", classes=names, palette=colours)
+    assert predict(root / "images" / "0.png", network=tmp_path / "net.pth") == 0
+    assert Image.open(tmp_path / "out" / "masks" / "0.png").getpalette()[:9] == [9, 8, 7, 6, 5, 4, 3, 2, 1]
 
 
 @pytest.fixture

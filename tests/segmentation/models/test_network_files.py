@@ -3,6 +3,7 @@
 import pickle
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from published_weights import shapes_of
@@ -11,6 +12,7 @@ from ema_ops import PRESETS
 from ema_ops.segmentation.models import EMANet, export_network, load_network, read_checkpoint, save_network
 
 CLASSES = ("background", "cat", "dog")
+PALETTE = [[0, 0, 0], [200, 30, 255], [7, 8, 9]]
 SMALL = {"num_classes": 3, "backbone": "small", "output_stride": 4, "num_bases": 4, "channels": 16}
 
 
@@ -18,7 +20,8 @@ SMALL = {"num_classes": 3, "backbone": "small", "output_stride": 4, "num_bases":
 def saved(tmp_path):
     network = EMANet(**SMALL, head="mmsegmentation", scale=0.5).eval()
     path = tmp_path / "network.pt"
-    save_network(path, network, classes=CLASSES, data={"kind": "voc", "root": "VOC2012"}, training={"step": 7})
+    data = {"kind": "voc", "root": "VOC2012"}
+    save_network(path, network, classes=CLASSES, palette=PALETTE, data=data, training={"step": 7})
     return path, network
 
 
@@ -31,6 +34,7 @@ def test_there_and_back(saved):
     assert again.options == network.options
     assert checkpoint.source == "ema_ops"
     assert checkpoint.classes == CLASSES
+    assert checkpoint.palette == ((0, 0, 0), (200, 30, 255), (7, 8, 9))
     assert checkpoint.model == network.options
     assert checkpoint.content["data"] == {"kind": "voc", "root": "VOC2012"}
     assert checkpoint.content["training"] == {"step": 7}
@@ -108,7 +112,7 @@ def test_options_of_an_official_file(name, tmp_path):
 def test_options_of_a_file_of_mmsegmentation(auxiliary, tmp_path):
     path = tmp_path / "mmsegmentation.pth"
     state = shapes_of("mmsegmentation", num_classes=3, channels=24, num_bases=6, auxiliary=auxiliary)
-    meta = {"dataset_meta": {"classes": CLASSES, "palette": [[0, 0, 0]] * 3}, "epoch": 1}
+    meta = {"dataset_meta": {"classes": CLASSES, "palette": PALETTE}, "epoch": 1}
     torch.save({"meta": meta, "state_dict": OrderedDict(state)}, path)
     checkpoint = read_checkpoint(path)
     assert checkpoint.source == "mmsegmentation"
@@ -118,11 +122,26 @@ def test_options_of_a_file_of_mmsegmentation(auxiliary, tmp_path):
     assert (checkpoint.model["align_corners"], checkpoint.model["multi_grid"]) == (False, [1, 1, 1])
     assert checkpoint.model["stem_channels"] == 64
     assert checkpoint.model["renormalize"] == "mean"
+    assert checkpoint.palette == tuple(map(tuple, PALETTE))
     # earlier releases, and a state dict alone in the old file format
-    torch.save({"meta": {"CLASSES": CLASSES}, "state_dict": state}, path)
+    torch.save({"meta": {"CLASSES": CLASSES, "PALETTE": PALETTE}, "state_dict": state}, path)
     assert read_checkpoint(path).classes == CLASSES
+    assert read_checkpoint(path).palette == checkpoint.palette
     torch.save(state, path, _use_new_zipfile_serialization=False)
     assert read_checkpoint(path).model == checkpoint.model
+    assert read_checkpoint(path).palette is None
+
+
+@pytest.mark.parametrize(
+    "palette", [None, "red", PALETTE[:2], [*PALETTE[:2], [1, 2]], [*PALETTE[:2], [0, 0, 256]], [[0.1, 0.2, 0.3]] * 3]
+)
+def test_colours_that_are_none_are_left_out(palette, tmp_path):
+    path = tmp_path / "mmsegmentation.pth"
+    state = shapes_of("mmsegmentation", num_classes=3, channels=24, num_bases=6)
+    torch.save({"meta": {"dataset_meta": {"classes": CLASSES, "palette": palette}}, "state_dict": state}, path)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.palette is None
+    assert checkpoint.classes == CLASSES
 
 
 def test_export_to_mmsegmentation_and_back(tmp_path):
@@ -133,9 +152,23 @@ def test_export_to_mmsegmentation_and_back(tmp_path):
     assert torch.equal(state["decode_head.ema_module.bases"], network.unit.attention.bases)
     again, checkpoint = load_network(path)
     assert checkpoint.source == "mmsegmentation"
+    assert (checkpoint.classes, checkpoint.palette) == (None, None)
     assert again.options == network.options
     ours = network.state_dict()
     assert all(torch.equal(value, ours[key]) for key, value in again.state_dict().items())
+
+
+def test_names_and_colours_go_to_mmsegmentation_and_back(tmp_path):
+    with torch.device("meta"):
+        network = EMANet(3, channels=8, num_bases=4, head="mmsegmentation", **PRESETS["mmsegmentation"])
+    network.to_empty(device="cpu")
+    path = tmp_path / "export.pth"
+    export_network(network, path, "mmsegmentation", classes=CLASSES, palette=np.array(PALETTE, dtype=np.uint8))
+    assert torch.load(path, weights_only=True)["meta"]["dataset_meta"]["palette"] == PALETTE
+    checkpoint = read_checkpoint(path)
+    assert (checkpoint.classes, checkpoint.palette) == (CLASSES, tuple(map(tuple, PALETTE)))
+    with pytest.raises(ValueError, match="palette has 2 entries: expected num_classes = 3"):
+        export_network(network, path, "mmsegmentation", palette=PALETTE[:2])
 
 
 def test_export_errors(tmp_path):
