@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ...layers import PRESETS, EMAttention
+from ..data.augmentation import Augmentation
 from ..evaluation import Inference
 
 Count = Annotated[int, Field(ge=1)]
@@ -69,7 +70,8 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """The data set as `open_dataset(kind, root, split, **options)` opens it, and the augmentation.
 
-    `crop` is [height, width] or one number, `scales` the smallest and the largest random scale.
+    `crop` is [height, width] or one number, `scales` the smallest and the largest random scale; `scale_step` takes only
+    those that are so far apart, None all between.
     """
 
     kind: str
@@ -79,13 +81,13 @@ class DataConfig(_Section):
     options: dict[str, Any] = {}
     crop: Size = (513, 513)
     scales: tuple[Positive, Positive] = (0.5, 2.0)
+    scale_step: Positive | None = None
     flip: bool = True
     workers: Annotated[int, Field(ge=0)] = 4
 
     @model_validator(mode="after")
-    def _check_scales(self) -> DataConfig:
-        if self.scales[0] > self.scales[1]:
-            raise ValueError(f"scales is {list(self.scales)}: expected the smaller one first")
+    def _check_augmentation(self) -> DataConfig:
+        Augmentation(self.crop, self.scales, self.flip, self.scale_step)
         return self
 
 

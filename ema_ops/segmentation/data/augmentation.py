@@ -21,11 +21,15 @@ class Augmentation:
         crop: height and width of the result in pixels.
         scales: the picture is resized by a factor drawn evenly between these two.
         flip: whether half of the pictures are mirrored left to right.
+        scale_step: the factor is one of low, low + step, ..., high, each as likely as the others; None for any between.
+
+    Raises ValueError when one is out of range.
     """
 
     crop: tuple[int, int]
     scales: tuple[float, float]
     flip: bool
+    scale_step: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.crop) < 1:
@@ -33,6 +37,12 @@ class Augmentation:
         low, high = self.scales
         if not 0 < low <= high < float("inf"):
             raise ValueError(f"scales is {self.scales}: expected two positive numbers, the smaller one first")
+        if self.scale_step is not None:
+            if not 0 < self.scale_step < float("inf"):
+                raise ValueError(f"scale_step is {self.scale_step}: expected a positive number")
+            steps = (high - low) / self.scale_step
+            if abs(steps - round(steps)) > 1e-6:
+                raise ValueError(f"scale_step is {self.scale_step}: expected a part of {high} - {low}")
 
     def __call__(self, rng: np.random.Generator, picture: Image.Image, labels: np.ndarray) -> tuple[Tensor, Tensor]:
         """Normalised image, float32 [3, h, w], and mask, int64 [h, w], of an RGB picture and its labels [H, W].
@@ -40,7 +50,7 @@ class Augmentation:
         The picture is resized bilinearly (and smoothed where it shrinks), the mask to its nearest neighbours. What the
         crop has beyond the picture, below it and to its right, is the mean colour, zero, with the label `IGNORE`.
         """
-        scale = rng.uniform(*self.scales)
+        scale = self._scale(rng)
         height, width = (max(1, round(side * scale)) for side in labels.shape)
         rows = _window(rng, height, self.crop[0])
         columns = _window(rng, width, self.crop[1])
@@ -55,6 +65,12 @@ class Augmentation:
         mask[part] = target.flip(-1) if mirrored else target
         normalize_(image[part].div_(255))
         return image, mask
+
+    def _scale(self, rng: np.random.Generator) -> float:
+        low, high = self.scales
+        if self.scale_step is None:
+            return rng.uniform(low, high)
+        return low + self.scale_step * int(rng.integers(round((high - low) / self.scale_step) + 1))
 
 
 def _window(rng: np.random.Generator, size: int, crop: int) -> range:

@@ -43,6 +43,7 @@ def training_batches(
     crop: int | tuple[int, int],
     scales: tuple[float, float] = (0.5, 2.0),
     flip: bool = True,
+    scale_step: float | None = None,
     batch: int,
     seed: int,
     start: int = 0,
@@ -61,6 +62,7 @@ def training_batches(
         crop: edge length of the crops in pixels, or their (height, width).
         scales: pictures are resized by a factor drawn evenly between these two.
         flip: whether half of the pictures are mirrored.
+        scale_step: the factor is one of low, low + step, ..., high; None for any between.
         batch: pictures in the batch of all ranks together.
         seed: 0 or more.
         start: number of the first batch; nothing is read of those before it.
@@ -81,8 +83,9 @@ def training_batches(
         raise ValueError(f"batch is {batch}: expected a multiple of the {world_size} processes that share it")
     if dataset.transform is not None:
         raise ValueError(f"transform is {dataset.transform!r}: expected None for training, which augments by itself")
+    height, width = (crop, crop) if isinstance(crop, int) else crop
     low, high = scales
-    augmentation = Augmentation((crop, crop) if isinstance(crop, int) else (crop[0], crop[1]), (low, high), flip)
+    augmentation = Augmentation((height, width), (low, high), flip, scale_step=scale_step)
     plan = _plan(len(dataset), batch=batch, seed=seed, start=start, rank=rank, world_size=world_size)
     return in_order(_Crops(dataset, augmentation, seed), plan, workers=workers)
 

@@ -161,6 +161,7 @@ class _Run:
             crop=data.crop,
             scales=data.scales,
             flip=data.flip,
+            scale_step=data.scale_step,
             batch=config.batch,
             seed=config.seed,
             start=self.step,

@@ -17,8 +17,8 @@ def scene():
     return Image.fromarray(pixels), rng.integers(0, 5, (60, 90)).astype(np.int16)
 
 
-def augmented(scene, crop, scales, flip, seed=0):
-    return Augmentation(crop, scales, flip)(np.random.default_rng(seed), *scene)
+def augmented(scene, crop, scales, flip, seed=0, **options):
+    return Augmentation(crop, scales, flip, **options)(np.random.default_rng(seed), *scene)
 
 
 def plain(scene):
@@ -86,6 +86,21 @@ def test_scales_are_those_asked_for(scene):
     assert all(abs(width - 1.5 * height) <= 1.5 for height, width in sizes)
 
 
+def test_scales_of_the_official_code(scene):
+    heights = []
+    for seed in range(350):
+        _, mask = augmented(scene, (130, 190), (0.5, 2.0), False, seed, scale_step=0.25)
+        heights.append(int((mask != 255).any(dim=1).sum()))
+    found, counts = np.unique(heights, return_counts=True)
+    assert found.tolist() == [30, 45, 60, 75, 90, 105, 120]
+    assert counts.min() > 30, "each as likely as the others"
+
+
+def test_one_scale_has_no_steps(scene):
+    _, mask = augmented(scene, (130, 190), (1.5, 1.5), False, scale_step=0.25)
+    assert int((mask != 255).any(dim=1).sum()) == 90
+
+
 @pytest.mark.parametrize("crop", [(33, 33), (40, 70), (150, 200)])
 def test_mask_follows_the_picture(crop):
     """Away from edges, where bilinear pixels are mixtures, shade and label agree in every pixel."""
@@ -124,6 +139,12 @@ def test_tiny_picture():
     _, mask = augmented(tiny, (4, 4), (0.5, 0.5), True)
     assert mask[0, 0] == 0
     assert (mask == 255).sum() == 15
+
+
+@pytest.mark.parametrize("step", [0, -0.25, 0.4, 2, float("inf"), float("nan")])
+def test_wrong_steps(step):
+    with pytest.raises(ValueError, match=f"scale_step is {step}: expected"):
+        Augmentation((5, 5), (0.5, 2.0), True, scale_step=step)
 
 
 @pytest.mark.parametrize(

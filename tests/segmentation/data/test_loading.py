@@ -1,5 +1,6 @@
 """Batches and samples: the same for every number of workers, of processes, and for every place to start."""
 
+import hashlib
 import pickle
 from itertools import islice
 
@@ -94,6 +95,22 @@ def test_fewer_pictures_than_a_batch_holds(root):
     assert len(names) == 24
     assert all(sorted(names[start : start + 3]) == ["p1", "p2", "p3"] for start in range(0, 24, 3))
     assert_equal(batches(data, 2, batch=8, start=1), batches(data, 3, batch=8)[1:])
+
+
+def test_steps_of_scales_are_reproducible_too(data):
+    whole = batches(data, 4, scale_step=0.5)
+    assert_equal(batches(data, 2, scale_step=0.5, start=2, workers=2), whole[2:])
+    assert not torch.equal(whole[0].images, batches(data, 1)[0].images)
+    with pytest.raises(ValueError, match="scale_step is 1: expected a part of"):
+        batches(data, 1, scale_step=1)
+
+
+def test_batches_are_those_of_earlier_versions(data):
+    """The random numbers of what every recipe had before there were more options."""
+    digest = hashlib.sha256()
+    for batch in batches(data, 3):
+        digest.update(batch.masks.numpy().tobytes())
+    assert digest.hexdigest() == "14a6434c0b9c1a983e234facbfb3f6de7530d430c6d24ed13e8d9b5c14f653e0"
 
 
 def test_seed_matters(data):

@@ -44,6 +44,7 @@ def test_recipes_are_whole(name):
 def test_recipe_of_the_paper():
     config = load_config("voc_resnet101")
     assert (config.training.steps, config.training.batch, config.data.crop) == (30000, 16, (513, 513))
+    assert (config.data.scales, config.data.scale_step) == ((0.5, 2), 0.25)
     optimizer = config.optimizer
     assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay, optimizer.power) == (9e-3, 0.9, 1e-4, 0.9)
     assert (optimizer.bias_lr_factor, optimizer.schedule_every, optimizer.norm_momentum) == (2, 10, 3e-4)
@@ -89,7 +90,9 @@ def test_config_of_a_run_reads_back(tmp_path):
         ),
         (DATA + "optimizer: {lr: 0.1, min_lr: 1}", "optimizer.min_lr is 1.0: expected at most lr = 0.1"),
         (DATA + "training: {precision: float64}", "training.precision is 'float64': expected 'float32', 'bfloat16' or"),
-        ("data: {kind: voc, root: x, scales: [2, 1]}", "data.scales is [2.0, 1.0]: expected the smaller one first"),
+        ("data: {kind: voc, root: x, scales: [2, 1]}", "data.scales is (2.0, 1.0): expected two positive numbers, the"),
+        ("data: {kind: voc, root: x, scale_step: 0.4}", "data.scale_step is 0.4: expected a part of 2.0 - 0.5"),
+        ("data: {kind: voc, root: x, scale_step: 0}", "data.scale_step is 0: expected greater than 0"),
         (DATA + "evaluation: {mode: slide}", "evaluation.window is None with mode 'slide': expected (height, width)"),
         (DATA + "evaluation: {window: 9}", "evaluation.window is (9, 9) with mode 'whole': expected mode 'slide'"),
         ("data: 3", "data is 3: expected a section with kind, root,"),
