@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from .dataset import SegmentationDataset, Transform
+from typing_extensions import Unpack
+
+from .dataset import Common, SegmentationDataset
 from .errors import DataError
 from .folders import file_names, find_root, require_folders
 from .labels import IGNORE, Labels
@@ -50,8 +52,7 @@ class CityscapesSegmentation(SegmentationDataset):
     Args:
         root: the folder that holds the two folders above.
         split: "train", "val" or "test" (whose masks are empty: everything is ignored).
-        transform: called with (image, mask), returns what the item shall be.
-        check_files: whether a picture without a mask or the reverse is an error now, and not when it is read.
+        transform, check_files: as in `SegmentationDataset`.
 
     Raises:
         FileNotFoundError: a folder, or a partner of a picture or a mask is missing.
@@ -60,9 +61,7 @@ class CityscapesSegmentation(SegmentationDataset):
     Reading raises as `SegmentationDataset` says.
     """
 
-    def __init__(
-        self, root: str | Path, split: str = "train", *, transform: Transform | None = None, check_files: bool = True
-    ):
+    def __init__(self, root: str | Path, split: str = "train", **common: Unpack[Common]):
         root = find_root(root, ("cityscapes",), "leftImg8bit")
         layout = "the Cityscapes layout (leftImg8bit/SPLIT/CITY and gtFine/SPLIT/CITY)"
         require_folders(root, (f"leftImg8bit/{split}", f"gtFine/{split}"), layout)
@@ -77,7 +76,7 @@ class CityscapesSegmentation(SegmentationDataset):
             values[number if with_ids else label] = label
         colours = palette_of([colour for _, colour in _CLASSES.values()])
         labels = Labels(CITYSCAPES_CLASSES, values, colours)
-        super().__init__(names, labels, transform=transform, check_files=check_files)
+        super().__init__(names, labels, **common)
 
     def image_path(self, name: str) -> Path:
         """Where the picture called `name` lies."""

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import Unpack
 
 from .coco_stuff_classes import COCO_STUFF_CLASSES, NUMBERED_CLASSES
-from .dataset import SegmentationDataset, Transform
+from .dataset import Common, SegmentationDataset
 from .errors import DataError
 from .folders import file_names, first_folder, read_list, require_folders
 from .labels import IGNORE, Labels
@@ -53,8 +54,7 @@ class COCOStuffSegmentation(SegmentationDataset):
         root: the folder that holds the folders above.
         split: "train", "test" or "val" as the set has them.
         version: "10k" or "164k"; by default "10k" where there is a folder `imageLists` or `images/train2014`.
-        transform: called with (image, mask), returns what the item shall be.
-        check_files: whether a picture without a mask or the reverse is an error now, and not when it is read.
+        transform, check_files: as in `SegmentationDataset`.
 
     Raises:
         FileNotFoundError: a folder, the list, or a partner of a picture or a mask is missing.
@@ -70,8 +70,7 @@ class COCOStuffSegmentation(SegmentationDataset):
         split: str = "train",
         *,
         version: str | None = None,
-        transform: Transform | None = None,
-        check_files: bool = True,
+        **common: Unpack[Common],
     ):
         root = Path(root)
         if version is None:
@@ -91,7 +90,7 @@ class COCOStuffSegmentation(SegmentationDataset):
             if not names:
                 raise DataError(f"folder {self._images} has no pictures: expected files NAME.jpg")
         labels = Labels(COCO_STUFF_CLASSES, _VALUES[version, self._ending])
-        super().__init__(names, labels, transform=transform, check_files=check_files)
+        super().__init__(names, labels, **common)
 
     def image_path(self, name: str) -> Path:
         """Where the picture called `name` lies."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .dataset import SegmentationDataset, Transform
-from .folders import find_root, read_list, require_folders
+from typing_extensions import Unpack
+
+from .dataset import Common, SegmentationDataset
+from .folders import pascal_root, read_list
 from .labels import IGNORE, Labels
 
 _NAMES = """
@@ -16,6 +18,8 @@ tvmonitor wall water window wood
 """
 CONTEXT_CLASSES = tuple(_NAMES.split())
 """The 59 most frequent of the 459 classes, in the order of their numbers there, which is that of the alphabet."""
+
+_MASKS = "SegmentationClassContext"
 
 
 class ContextSegmentation(SegmentationDataset):
@@ -32,8 +36,7 @@ class ContextSegmentation(SegmentationDataset):
         root: the folder that holds the three folders above.
         split: which list, "train" or "val".
         background: whether the background is a class, label 0 of 60; otherwise it is ignored, and there are 59.
-        transform: called with (image, mask), returns what the item shall be.
-        check_files: whether a missing picture or mask is an error now, and not when it is read.
+        transform, check_files: as in `SegmentationDataset`.
 
     Raises:
         FileNotFoundError: a folder, the list, a listed picture or its mask is missing.
@@ -48,14 +51,15 @@ class ContextSegmentation(SegmentationDataset):
         split: str = "train",
         *,
         background: bool = True,
-        transform: Transform | None = None,
-        check_files: bool = True,
+        **common: Unpack[Common],
     ):
-        self.root = find_root(root, ("VOC2010", "VOCdevkit/VOC2010"), "SegmentationClassContext")
-        require_folders(
-            self.root,
-            ("JPEGImages", "SegmentationClassContext", "ImageSets/SegmentationContext"),
-            "the PASCAL Context layout (that is VOCdevkit/VOC2010 with the masks and lists of PASCAL Context)",
+        self.root = pascal_root(
+            root,
+            "VOC2010",
+            _MASKS,
+            "SegmentationContext",
+            holds=_MASKS,
+            layout="the PASCAL Context layout (that is VOCdevkit/VOC2010 with the masks and lists of PASCAL Context)",
         )
         names = read_list(self.root / "ImageSets" / "SegmentationContext" / f"{split}.txt")
         if background:
@@ -63,7 +67,7 @@ class ContextSegmentation(SegmentationDataset):
         else:
             values = {0: IGNORE, **{label + 1: label for label in range(len(CONTEXT_CLASSES))}}
             labels = Labels(CONTEXT_CLASSES, values)
-        super().__init__(names, labels, transform=transform, check_files=check_files)
+        super().__init__(names, labels, **common)
 
     def image_path(self, name: str) -> Path:
         """Where the picture called `name` lies."""
@@ -71,4 +75,4 @@ class ContextSegmentation(SegmentationDataset):
 
     def mask_path(self, name: str) -> Path:
         """Where the mask of the picture called `name` lies."""
-        return self.root / "SegmentationClassContext" / f"{name}.png"
+        return self.root / _MASKS / f"{name}.png"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -22,6 +22,13 @@ from .pictures import read_rgb
 Transform = Callable[[Tensor, Tensor], Any]
 
 
+class Common(TypedDict, total=False):
+    """The arguments that the data sets of all kinds hand on to `SegmentationDataset`."""
+
+    transform: Transform | None
+    check_files: bool
+
+
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
     """Pictures and their label masks; holds names, reads files when asked for an item.
 
@@ -33,7 +40,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
         names: one for each picture, without folder and ending.
         labels: the classes, and what the masks store for them.
         transform: called with (image, mask), returns what the item shall be.
-        check_files: whether a missing picture or mask is an error now, and not when it is read.
+        check_files: whether a missing file, or one without its partner, is an error now, and not when it is read.
 
     Attributes:
         names: list of str.

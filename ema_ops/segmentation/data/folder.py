@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .dataset import SegmentationDataset, Transform
+from typing_extensions import Unpack
+
+from .dataset import Common, SegmentationDataset
 from .errors import DataError
 from .folders import file_names, read_list, require_folders
 from .labels import Labels, class_names
@@ -29,8 +31,7 @@ class FolderSegmentation(SegmentationDataset):
         images: name of the folder of pictures.
         masks: name of the folder of masks.
         mask_suffix: what a mask's name has behind that of its picture, such as "_mask".
-        transform: called with (image, mask), returns what the item shall be.
-        check_files: whether a picture without a mask or the reverse is an error now, and not when it is read.
+        transform, check_files: as in `SegmentationDataset`.
 
     Raises:
         FileNotFoundError: a folder, the list, or a partner of a picture or a mask is missing.
@@ -50,8 +51,7 @@ class FolderSegmentation(SegmentationDataset):
         images: str = "images",
         masks: str = "masks",
         mask_suffix: str = "",
-        transform: Transform | None = None,
-        check_files: bool = True,
+        **common: Unpack[Common],
     ):
         root = Path(root)
         labels = Labels(class_names(classes, num_classes))
@@ -75,7 +75,7 @@ class FolderSegmentation(SegmentationDataset):
         names = list(self._images) if self._whole else [_stem(line) for line in read_list(list_file)]
         if not names:
             raise DataError(f"folder {self._image_folder} has no pictures: expected files {', '.join(ENDINGS)}")
-        super().__init__(names, labels, transform=transform, check_files=check_files)
+        super().__init__(names, labels, **common)
 
     def image_path(self, name: str) -> Path:
         """Where the picture called `name` lies."""

@@ -33,6 +33,16 @@ def find_root(root: str | Path, inside: Iterable[str], holds: str) -> Path:
     return next((place for place in places if (place / holds).is_dir()), root)
 
 
+def pascal_root(root: str | Path, year: str, masks: str, lists: str, *, holds: str, layout: str) -> Path:
+    """The folder of PASCAL VOC's `year` at or below `root`, which has JPEGImages, `masks` and ImageSets/`lists`.
+
+    It is known by its folder `holds`. Raises FileNotFoundError naming what is missing, and the `layout` expected.
+    """
+    found = find_root(root, (year, f"VOCdevkit/{year}"), holds)
+    require_folders(found, ("JPEGImages", masks, f"ImageSets/{lists}"), layout)
+    return found
+
+
 def require_folders(root: Path, names: Iterable[str], layout: str) -> None:
     """FileNotFoundError naming the first of the folders `names` that `root` lacks, and the `layout` expected there."""
     for name in names:

@@ -64,8 +64,7 @@ def check_options(kind: str, options: Iterable[str]) -> None:
 def option_names(kind: str) -> list[str]:
     """Names of the options that a kind has beyond those of all. ValueError when there is no such kind."""
     parameters = _parameters(kind).values()
-    own = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    return [name for name in own if name not in ("transform", "check_files")]
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
 def default_split(kind: str) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import Unpack
 
-from .dataset import SegmentationDataset, Transform
-from .folders import Listing, find_root, read_list, require_folders
+from .dataset import Common, SegmentationDataset
+from .folders import Listing, pascal_root, read_list
 from .labels import Labels, class_names
 from .masks import read_mask_matlab
 from .sbd import MATLAB_FIELDS, sbd_root, trainaug_names
@@ -72,8 +73,7 @@ class VOCSegmentation(SegmentationDataset):
         classes: names of the classes, background included; the 21 of VOC by default.
         num_classes: how many there are, if they have no names.
         sbd: the release of SBD, `benchmark_RELEASE/dataset` or a folder that holds it; only "trainaug" reads it.
-        transform: called with (image, mask), returns what the item shall be.
-        check_files: whether a missing picture or mask is an error now, and not when it is read.
+        transform, check_files: as in `SegmentationDataset`.
 
     Raises:
         FileNotFoundError: a folder, the list, a listed picture or its mask is missing.
@@ -90,18 +90,19 @@ class VOCSegmentation(SegmentationDataset):
         classes: Sequence[str] | None = None,
         num_classes: int | None = None,
         sbd: str | Path | None = None,
-        transform: Transform | None = None,
-        check_files: bool = True,
+        **common: Unpack[Common],
     ):
-        self.root = find_root(root, ("VOC2012", "VOCdevkit/VOC2012"), "JPEGImages")
-        require_folders(
-            self.root,
-            ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"),
-            "the PASCAL VOC layout (for VOC 2012 that is VOCdevkit/VOC2012)",
+        self.root = pascal_root(
+            root,
+            "VOC2012",
+            "SegmentationClass",
+            "Segmentation",
+            holds="JPEGImages",
+            layout="the PASCAL VOC layout (for VOC 2012 that is VOCdevkit/VOC2012)",
         )
         labels = Labels(class_names(classes, num_classes, VOC_CLASSES))
         names, self._extra = self._read_split(split, sbd)
-        super().__init__(names, labels, transform=transform, check_files=check_files)
+        super().__init__(names, labels, **common)
 
     def image_path(self, name: str) -> Path:
         """Where the picture called `name` lies."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..dataset import Transform
+from typing_extensions import Unpack
+
+from ..dataset import Common
 from ..voc import VOCSegmentation
 from .drawing import CLASSES
 
@@ -15,8 +17,7 @@ class GeneratedSegmentation(VOCSegmentation):
     Args:
         root: the folder it was written to.
         split: "train" or "val".
-        transform: called with (image, mask), returns what the item shall be.
-        check_files: whether a missing picture or mask is an error now, and not when it is read.
+        transform, check_files: as in `SegmentationDataset`.
 
     Raises FileNotFoundError when there is no such folder, and otherwise what `VOCSegmentation` raises.
     """
@@ -25,10 +26,8 @@ class GeneratedSegmentation(VOCSegmentation):
         self,
         root: str | Path,
         split: str = "train",
-        *,
-        transform: Transform | None = None,
-        check_files: bool = True,
+        **common: Unpack[Common],
     ):
         if not Path(root).is_dir():
             raise FileNotFoundError(f"folder {root} is missing: run `ema-ops data generate {root}` to make the set")
-        super().__init__(root, split, classes=CLASSES, transform=transform, check_files=check_files)
+        super().__init__(root, split, classes=CLASSES, **common)
