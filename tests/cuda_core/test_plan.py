@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 E_STEPS = ("e_step", "iteration", "gradient", "first_gradient", "last_gradient", "value_gradient")
 ENTRIES = (
     "em_forward", "em_backward", "em_step", "em_step_backward", "em_reconstruct", "em_reconstruct_backward",
+    "em_unit",
 )  # fmt: skip
 GRID_LIMIT = 2**31 - 1
 
@@ -63,6 +64,17 @@ def check_e_step(core, problem, plan, limit, *, has_sums, has_values):
         assert plan.row_slots == chunks
 
 
+def check_unit_tail(core, problem, plan, limit):
+    """Responsibilities and a chunk of channels stay; pieces of 512 bytes of y come, and x at the end takes 32 KiB."""
+    size = 4 if problem.dtype == core.Dtype.float32 else 2
+    kept = 64 * size * -(-problem.num_bases // 64) * 64 + 8 * KIB
+    assert 1 <= plan.slots <= 3
+    assert 32 * KIB <= plan.shared_memory == kept + plan.slots * 512 // size * 128 <= limit
+    assert (
+        problem.batch * problem.heads * -(-problem.positions // 64) * -(-problem.channels * size // 512) <= GRID_LIMIT
+    )
+
+
 def check_m_step(problem, plan, channels, limit):
     bases, padded_channels = -(-problem.num_bases // 64) * 64, -(-channels // 64) * 64
     group = min(8 // (bases // 64) * 64, padded_channels)
@@ -96,6 +108,7 @@ def test_every_plan_keeps_the_limits(core, name, **fields):
         assert not getattr(plan, step).fused
     check_m_step(problem, plan.m_step, problem.channels, limit)
     check_m_step(problem, plan.value_m_step, problem.value_channels, limit)
+    check_unit_tail(core, problem, plan.unit_tail, limit)
     for entry in ENTRIES:
         assert getattr(core, f"{entry}_bytes")(problem, plan) > 0
 
@@ -158,6 +171,23 @@ def test_peak_memory(core, name, dtype, size, weighted):
     kept = 4 * matrices + 2 * 3 * 16 * 64 * 4
     assert features + kept + core.em_forward_bytes(problem, plan) <= 1.6 * features
     assert features + matrices + core.em_backward_bytes(problem, plan) <= 2.2 * features
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 2), ("float32", 4)])
+@pytest.mark.parametrize("name", DEVICES)
+def test_memory_of_the_unit(core, name, dtype, size):
+    """Beside y less than half of it: there is no tensor of N x C between the convolutions."""
+    problem = paper(core, batch=16, dtype=dtype, weighted=True)
+    features = 16 * 65 * 65 * 512 * size
+    assert core.em_unit_bytes(problem, core.plan(problem, device(core, name))) <= 0.5 * features
+
+
+@pytest.mark.parametrize(("name", "blocks", "slots"), [("8.0", 2, 2), ("9.0", 2, 3), ("8.6", 1, 2)])
+def test_blocks_of_the_unit_share_a_multiprocessor(core, name, blocks, slots):
+    """Where two fit; each is charged 1 KiB, which a multiprocessor has more than one block may use."""
+    plan = core.plan(paper(core), device(core, name)).unit_tail
+    assert plan.slots == slots
+    assert (DEVICES[name][1] + KIB) // (plan.shared_memory + KIB) == blocks
 
 
 def test_sizes_beyond_int32(core):

@@ -106,7 +106,7 @@ def test_every_plan_gives_right_results(emulated, monkeypatch, change, dtype):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("channels", "num_bases"), [(512, 64), (200, 130)])
 def test_the_plan_of_every_device(emulated, monkeypatch, device, channels, num_bases, dtype):
-    monkeypatch.setattr(emulated, "properties", DEVICES[device])
+    monkeypatch.setattr(emulated, "properties", (*DEVICES[device], False))
     check_loop(make_features((1, 70, channels), dtype), make_bases(channels, num_bases), "cuda", num_iters=2)
 
 
