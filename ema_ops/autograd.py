@@ -26,7 +26,7 @@ def run(function, *arguments):
 def derivative_is_wanted(*arguments):
     """Whether a derivative of what is made of `arguments` may be taken."""
     # operators drop a tangent without a word, functions refuse it
-    if forward_ad._current_level >= 0:
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
 

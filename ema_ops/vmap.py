@@ -23,6 +23,12 @@ def fold_into_batch(operator: torch._ops.OpOverload) -> Callable:
 
     def rule(info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
+        if any(dim is not None and name in ONE_FOR_ALL for name, dim in zip(arguments, in_dims, strict=True)):
+            calls = [
+                operator(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+                for i in range(size)
+            ]
+            return tuple(map(torch.stack, zip(*calls, strict=True))), (0,) * len(results)
         where = arguments.index("x")
         x_dim = in_dims[where]
         batch = args[where].shape[0 if x_dim is None else (1 if x_dim == 0 else 0)]
@@ -43,8 +49,6 @@ def fold_into_batch(operator: torch._ops.OpOverload) -> Callable:
 def _fold(name: str, value: Tensor, vmapped: int | None, size: int, batch: int) -> Tensor:
     """[.., B, ..] of `size` vmapped calls as [.., size * B, ..]; shared arguments get a batch dimension."""
     if name in ONE_FOR_ALL:
-        if vmapped is not None:
-            raise NotImplementedError(f"torch.vmap over {name} of em_unit: expected one for all images")
         return value
     dim = BATCH_DIM.get(name, 0)
     rank = value.dim() - (vmapped is not None)

@@ -106,15 +106,16 @@ def test_nothing_to_work_on(shape):
     assert last.count_nonzero() == 0
 
 
-def test_vmap_folds_images_and_refuses_parameters():
+def test_vmap_folds_images_and_repeats_the_call_for_parameters():
     x, bases, given = torch.randn(3, 2, 10, 6), torch.randn(1, 6, 4), parameters(6)
 
     def call(x, weight1):
         return EM_UNIT(x, bases, None, weight1, *given[1:], "BNC", *LOOP, None)[0]
 
     torch.testing.assert_close(torch.vmap(call, (0, None))(x, given[0])[1], call(x[1], given[0]))
-    with pytest.raises(NotImplementedError, match="vmap over weight1 of em_unit"):
-        torch.vmap(call, (None, 0))(x[0], torch.stack([given[0]] * 3))
+    several = torch.randn(3, 6, 6)
+    torch.testing.assert_close(torch.vmap(call, (None, 0))(x[0], several)[1], call(x[0], several[1]))
+    torch.testing.assert_close(torch.vmap(call)(x, several)[2], call(x[2], several[2]))
 
 
 def test_compiles_once_for_all_sizes():

@@ -7,6 +7,8 @@ from functools import cache
 from importlib import import_module
 from typing import NamedTuple
 
+import torch
+
 from ..problem import Problem
 from .base import Backend
 
@@ -65,6 +67,15 @@ def choose(problem: Problem, backend: str | None) -> Backend:
             return load(name)
         reasons[name] = reason
     raise ValueError("no backend can serve this call: " + "; ".join(f"{n}: {r}" for n, r in reasons.items()))
+
+
+@torch.compiler.assume_constant_result
+def offers_unit(backend: str | None) -> bool:
+    """Whether the backend asked for, or else the first usable one in the table, has `em_unit`."""
+    wanted = backend or os.environ.get("EMA_OPS_BACKEND")
+    names = [wanted] if wanted in MODULES else MODULES
+    first = next(load(name) for name in names if wanted or load(name).unavailable() is None)
+    return type(first).em_unit is not Backend.em_unit
 
 
 def refusal(backend: Backend, problem: Problem) -> str | None:

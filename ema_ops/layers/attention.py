@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -134,11 +135,23 @@ class EMAttention(nn.Module):
             ValueError, TypeError: an argument does not fit.
             RuntimeError: the forward is recomputed inside backward and would move the running bases again.
         """
+        y, last_bases = self.run(apply_em_attention, x, weight, num_iters, update_bases)
+        return (y, last_bases) if return_bases else y
+
+    def run(
+        self,
+        attend: Callable[..., tuple[Tensor, Tensor]],
+        x: Tensor,
+        weight: Tensor | None,
+        num_iters: int | None,
+        update_bases: bool | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` with another function, called like `apply_em_attention`; y and the last bases."""
         num_iters = self.num_iters if num_iters is None else check_count("num_iters", num_iters)
         moves = self._moves_bases(update_bases)
         self._check_features(x)
         weight = self._flat_weight(weight, x)
-        y, last_bases = apply_em_attention(
+        y, last_bases = attend(
             x,
             self.bases,
             weight,
@@ -155,7 +168,7 @@ class EMAttention(nn.Module):
         if moves:
             # images without positions have no weight; other ranks may still wait for this one
             self.update_running_bases(last_bases, weight if x.numel() > 0 else x.new_zeros(x.shape[0], 1))
-        return (y, last_bases) if return_bases else y
+        return y, last_bases
 
     def update_running_bases(self, bases: Tensor, weight: Tensor | None = None) -> None:
         """Move the buffer towards the mean of `bases` [B, num_heads, C / num_heads, K] over the images.

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..problem import check_floating
 from .attention import EMAttention
+from .unit_ways import attend_folded, folding_is_faster, is_one_operator, refusal_to_fold, run_as_one, takes
 
 
 class EMAUnit(nn.Module):
@@ -23,6 +24,11 @@ class EMAUnit(nn.Module):
         channels: C of the input and output.
         num_bases, num_iters: as in `EMAttention`.
         norm_layer: called with `channels`, makes the norm after the second convolution.
+        fold: apply the first convolution to the C x K bases of every iteration instead of the features, which is the
+            same arithmetic in another order; in evaluation without a gradient, and with a batch norm, the whole unit
+            is then one operator. None: where that was measured to be faster; True: always, or raise; False: never.
+            Hooks of modules that are skipped would not run: a `conv1` or `attention` with hooks, of another class or
+            with more than one head is not folded.
         **layer_options: any other option of `EMAttention` but channel_dim.
 
     Raises:
@@ -36,11 +42,15 @@ class EMAUnit(nn.Module):
         num_iters: int = 3,
         *,
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        fold: bool | None = None,
         **layer_options: Any,
     ) -> None:
         super().__init__()
         if layer_options.get("channel_dim", 1) != 1:
             raise ValueError(f"channel_dim is {layer_options['channel_dim']!r}: EMAUnit expects images [B, C, H, W]")
+        if fold is not None and not isinstance(fold, bool):
+            raise TypeError(f"fold is {fold!r} ({type(fold).__name__}): expected True, False or None")
+        self.fold = fold
         self.attention = EMAttention(channels, num_bases, num_iters, **layer_options)
         self.conv1 = nn.Conv2d(channels, channels, 1)
         self.conv2 = nn.Conv2d(channels, channels, 1, bias=False)
@@ -48,6 +58,8 @@ class EMAUnit(nn.Module):
         for convolution in (self.conv1, self.conv2):
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
         nn.init.zeros_(self.conv1.get_parameter("bias"))
+        if fold and self.attention.num_heads > 1:
+            raise ValueError(f"fold is True: {refusal_to_fold(self)}")
         if self.attention.grad_iters == 0:
             self.conv1.requires_grad_(False)
 
@@ -63,6 +75,21 @@ class EMAUnit(nn.Module):
         check_floating("x", x)
         if x.dim() != 4 or x.shape[1] != self.attention.channels:
             raise ValueError(f"x has shape {list(x.shape)}: expected [B, {self.attention.channels}, H, W]")
-        y, bases = self.attention(self.conv1(x), weight, num_iters, True, update_bases)
+        given = (weight, num_iters, update_bases)
+        if not self._folds(x):
+            y, bases = self.attention(self.conv1(x), weight, num_iters, True, update_bases)
+        elif is_one_operator(self, x):
+            y, bases = self.attention.run(run_as_one(self), x, *given)
+            return (y, bases) if return_bases else y
+        else:
+            y, bases = self.attention.run(attend_folded(self), x, *given)
         y = F.relu(x + self.norm(self.conv2(F.relu(y))))
         return (y, bases) if return_bases else y
+
+    def _folds(self, x: Tensor) -> bool:
+        if self.fold is False or (self.fold is None and not folding_is_faster(self, x)):
+            return False
+        reason = refusal_to_fold(self)
+        if self.fold and reason is not None:
+            raise ValueError(f"fold is True: {reason}")
+        return reason is None and takes(self.conv1, x)
