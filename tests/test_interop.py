@@ -23,21 +23,25 @@ def state_of(numbers, prefix="state."):
     return {key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)}
 
 
+@pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("kind", ["detached", "unrolled"])
 @pytest.mark.parametrize("name", ["official_emau_small", "official_emau_one_stage", "official_emau_paper_like"])
-def test_official_unit(name, kind):
+def test_official_unit(name, kind, fold):
     numbers = vectors(name)
     state = state_of(numbers)
     _, channels, num_bases = state["mu"].shape
-    options = PRESETS["official"] | {"grad_iters": 0 if kind == "detached" else None}
+    options = PRESETS["official"] | {"grad_iters": 0 if kind == "detached" else None, "fold": fold}
     unit = EMAUnit(channels, num_bases, int(numbers["stages"]), **options).double().eval()
     unit.load_state_dict(convert_state_dict(state, source="official"))
 
     x = numbers["x"].requires_grad_()
     y, bases = unit(x, return_bases=True)
     y.backward(numbers["grad_out"])
+    with torch.no_grad():
+        alone, _ = unit(x, return_bases=True)
 
     torch.testing.assert_close(y, numbers[f"{kind}.y"], **CLOSE)
+    torch.testing.assert_close(alone, numbers[f"{kind}.y"], **CLOSE)
     torch.testing.assert_close(bases[:, 0], numbers[f"{kind}.mu"], **CLOSE)
     torch.testing.assert_close(x.grad, numbers[f"{kind}.grad.x"], **CLOSE)
     for part in ("weight", "bias"):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..problem import check_floating
 from .attention import EMAttention
-from .unit_ways import attend_folded, folding_is_faster, is_one_operator, refusal_to_fold, run_as_one, takes
+from .unit_ways import attend_folded, choose_way, refusal_to_fold, run_as_one
 
 
 class EMAUnit(nn.Module):
@@ -26,7 +26,8 @@ class EMAUnit(nn.Module):
         norm_layer: called with `channels`, makes the norm after the second convolution.
         fold: apply the first convolution to the C x K bases of every iteration instead of the features, which is the
             same arithmetic in another order; in evaluation without a gradient, and with a batch norm, the whole unit
-            is then one operator. None: where that was measured to be faster; True: always, or raise; False: never.
+            is then one operator. None: the operator where it was measured to be faster, on a CPU with at least 256
+            channels and 4 channels for a base; True: always, or raise ValueError; False: never.
             Hooks of modules that are skipped would not run: a `conv1` or `attention` with hooks, of another class or
             with more than one head is not folded.
         **layer_options: any other option of `EMAttention` but channel_dim.
@@ -76,20 +77,13 @@ class EMAUnit(nn.Module):
         if x.dim() != 4 or x.shape[1] != self.attention.channels:
             raise ValueError(f"x has shape {list(x.shape)}: expected [B, {self.attention.channels}, H, W]")
         given = (weight, num_iters, update_bases)
-        if not self._folds(x):
-            y, bases = self.attention(self.conv1(x), weight, num_iters, True, update_bases)
-        elif is_one_operator(self, x):
-            y, bases = self.attention.run(run_as_one(self), x, *given)
-            return (y, bases) if return_bases else y
-        else:
-            y, bases = self.attention.run(attend_folded(self), x, *given)
+        match choose_way(self, x):
+            case "one":
+                y, bases = self.attention.run(run_as_one(self), x, *given)
+                return (y, bases) if return_bases else y
+            case "folded":
+                y, bases = self.attention.run(attend_folded(self), x, *given)
+            case _:
+                y, bases = self.attention(self.conv1(x), weight, num_iters, True, update_bases)
         y = F.relu(x + self.norm(self.conv2(F.relu(y))))
         return (y, bases) if return_bases else y
-
-    def _folds(self, x: Tensor) -> bool:
-        if self.fold is False or (self.fold is None and not folding_is_faster(self, x)):
-            return False
-        reason = refusal_to_fold(self)
-        if self.fold and reason is not None:
-            raise ValueError(f"fold is True: {reason}")
-        return reason is None and takes(self.conv1, x)

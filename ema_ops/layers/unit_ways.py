@@ -23,6 +23,30 @@ if TYPE_CHECKING:
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
+def choose_way(unit: EMAUnit, x: Tensor) -> str:
+    """How `unit` runs on `x`: "plain", "folded" or "one" operator. ValueError if it must fold and cannot."""
+    if unit.fold is False or (unit.fold is None and not one_is_faster(unit, x)):
+        return "plain"
+    reason = refusal_to_fold(unit)
+    if unit.fold and reason is not None:
+        raise ValueError(f"fold is True: {reason}")
+    # a convolution that does not take x says best itself why not
+    if reason is not None or not takes(unit.conv1, x):
+        return "plain"
+    if is_one_operator(unit, x):
+        return "one"
+    return "folded" if unit.fold else "plain"
+
+
+def one_is_faster(unit: EMAUnit, x: Tensor) -> bool:
+    """Whether the operator was measured to be faster: on a CPU, with many channels for every base.
+
+    Nothing was measured on a GPU yet. Folding without the operator was not faster everywhere.
+    """
+    channels, num_bases = unit.attention.channels, unit.attention.num_bases
+    return x.device.type == "cpu" and channels >= 256 and channels >= 4 * num_bases
+
+
 def refusal_to_fold(unit: EMAUnit) -> str | None:
     """Why the first convolution of `unit` cannot be folded into the bases, or None if it can."""
     if unit.attention.num_heads > 1:
@@ -57,7 +81,7 @@ def is_pointwise(convolution: nn.Conv2d) -> bool:
 
 
 def takes(convolution: nn.Conv2d, x: Tensor) -> bool:
-    """Whether `convolution` takes `x` as it is or under autocast; it says best itself why not."""
+    """Whether `convolution` takes `x` as it is or under autocast."""
     parameters = (convolution.weight,) if convolution.bias is None else (convolution.weight, convolution.bias)
     if autocast_enabled(x.device.type):
         return all((p.dtype == torch.float64) == (x.dtype == torch.float64) for p in parameters)
@@ -111,8 +135,3 @@ def folded_norm(unit: EMAUnit) -> tuple[Tensor, Tensor]:
         gain = gain * norm.weight
     bias = gain * (-mean if conv.bias is None else conv.bias - mean)
     return conv.weight.flatten(1) * gain.unsqueeze(1), bias if norm.bias is None else bias + norm.bias
-
-
-def folding_is_faster(unit: EMAUnit, x: Tensor) -> bool:
-    """Whether folding was measured to be faster (benchmarks/results): on the CPU, with channels for many bases."""
-    return False
