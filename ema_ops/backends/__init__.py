@@ -7,8 +7,6 @@ from functools import cache
 from importlib import import_module
 from typing import NamedTuple
 
-import torch
-
 from ..problem import Problem
 from .base import Backend
 
@@ -18,6 +16,8 @@ MODULES = {
     "triton": "ema_ops.backends.triton",
     "torch": "ema_ops.backends.eager",
 }
+# those with `em_unit`; compiled graphs look it up here, where no module is imported
+WITH_UNIT = ("cuda", "torch")
 
 
 class BackendStatus(NamedTuple):
@@ -69,13 +69,10 @@ def choose(problem: Problem, backend: str | None) -> Backend:
     raise ValueError("no backend can serve this call: " + "; ".join(f"{n}: {r}" for n, r in reasons.items()))
 
 
-@torch.compiler.assume_constant_result
-def offers_unit(backend: str | None) -> bool:
-    """Whether the backend asked for, or else the first usable one in the table, has `em_unit`."""
-    wanted = backend or os.environ.get("EMA_OPS_BACKEND")
-    names = [wanted] if wanted in MODULES else MODULES
-    first = next(load(name) for name in names if wanted or load(name).unavailable() is None)
-    return type(first).em_unit is not Backend.em_unit
+def may_offer_unit(backend: str | None) -> bool:
+    """Whether `em_unit` can be asked of `backend` or, without a name, of the first backend that has it."""
+    wanted = backend or os.environ.get("EMA_OPS_BACKEND") or None
+    return wanted is None or wanted in WITH_UNIT
 
 
 def refusal(backend: Backend, problem: Problem) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..autograd import derivative_is_wanted
-from ..backends import offers_unit
+from ..backends import may_offer_unit
 from ..folding import folded_em_attention
 from ..ops import autocast_enabled
 from .attention import EMAttention
@@ -101,7 +101,7 @@ def is_one_operator(unit: EMAUnit, x: Tensor) -> bool:
         # the convolutions would round to 16 bits, the sum with x would not
         return False
     used = (x, unit.attention.bases, conv1.weight, conv1.bias, conv2.weight, conv2.bias, norm.weight, norm.bias)
-    return not derivative_is_wanted(*used) and offers_unit(unit.attention.backend)
+    return not derivative_is_wanted(*used) and may_offer_unit(unit.attention.backend)
 
 
 def attend_folded(unit: EMAUnit) -> Callable[..., tuple[Tensor, Tensor]]:

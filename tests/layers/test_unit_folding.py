@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 from ema_ops import EMAUnit, backends
+from ema_ops.backends.eager import EagerBackend
 from ema_ops.layers import unit as unit_module
 from ema_ops.layers import unit_ways
 
@@ -266,12 +267,20 @@ def test_the_operator_is_for_no_gradient(gradient, ways):
 
 
 def test_a_backend_without_the_operator_gets_the_parts(ways, monkeypatch):
-    monkeypatch.setattr(type(backends.load("torch")), "em_unit", backends.Backend.em_unit)
-    plain, folded = twins(make_unit(backend="torch").eval())
+    monkeypatch.setattr(backends, "WITH_UNIT", ())
+    monkeypatch.setattr(EagerBackend, "em_unit", backends.Backend.em_unit)
     x = image(2, 16, 4, 4)
-    with torch.no_grad():
-        torch.testing.assert_close(folded(x), plain(x), **CLOSE)
-    assert ways == ["folded"]
+    for named, default in (("torch", ""), (None, "torch")):
+        monkeypatch.setenv("EMA_OPS_BACKEND", default)
+        plain, folded = twins(make_unit(backend=named).eval())
+        with torch.no_grad():
+            torch.testing.assert_close(folded(x), plain(x), **CLOSE)
+    assert ways == ["folded", "folded"]
+
+
+def test_the_backends_that_are_asked_have_the_operator():
+    for name in backends.WITH_UNIT:
+        assert type(backends.load(name)).em_unit is not backends.Backend.em_unit, name
 
 
 def test_errors():
