@@ -160,8 +160,8 @@ EMA_DEVICE void respond(const Block<V>& block, const TensorMap& z_map) {
 #pragma unroll 1
     for (int unit = 0; unit < block.POSITIONS / UNIT; ++unit) {
       const int position = block.position(i) + unit * UNIT;
-      float weight = 0;  // 0 beyond the last position, which has features 0 and some responsibilities all the same
-      if (thread < UNIT)
+      float weight = 0;
+      if (thread < UNIT)  // 0 beyond the last position, which has features 0 and some responsibilities all the same
         weight = weight_unit * position_weight(io.weight, block.image, args.heads, position + thread, args.positions);
       float z[UNIT / 2];
 #pragma unroll

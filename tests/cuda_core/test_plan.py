@@ -238,3 +238,35 @@ def test_products_on_hopper_keep_the_limits(core, channels, grad_iters):
     stage = 128 * (64 + (512 if channels > 256 else 256))
     assert plan.m_step.shared_memory == plan.m_step.slots * stage + 128 <= 227 * KIB
     assert 3 <= plan.m_step.slots <= 6
+
+
+def test_e_steps_that_hopper_serves(core):
+    """As for the products, of up to 512 channels: with the M-step or alone."""
+
+    def served(*properties, **fields):
+        plan = core.plan(paper(core, **{"boxed": True, **fields}), core.Device(*properties))
+        return {plan.iteration.hopper, plan.e_step.hopper}
+
+    on = 132, 227 * KIB, True
+    assert served(*on) == served(*on, dtype="float16", channels=8, num_bases=1, positions=1) == {True}
+    assert served(*on[:2]) == served(*on, boxed=False) == served(*on, num_bases=65) == {False}
+    assert served(*on, channels=513) == served(*on, dtype="float32") == served(132, 226 * KIB, True) == {False}
+
+
+@pytest.mark.parametrize("channels", [1, 64, 72, 128, 200, 256, 264, 512])
+@pytest.mark.parametrize("positions_fastest", [False, True])
+def test_e_steps_on_hopper_keep_the_limits(core, channels, positions_fastest):
+    problem = paper(core, channels=channels, boxed=True, positions_fastest=positions_fastest)
+    plan = core.plan(problem, core.Device(132, 227 * KIB, True))
+    compiled = next(count for count in (64, 128, 256, 512) if channels <= count)
+    positions = 64 if positions_fastest else 32
+    for found in (plan.iteration, plan.e_step):
+        stages = found.feature_slots * positions * (2 * compiled + 128)
+        assert found.shared_memory == stages + 32 * 128 + 32 * 9 * 4 + 64 * 4 + 128 <= 227 * KIB
+        assert 3 <= found.feature_slots <= 8
+        assert 1 <= found.splits <= -(-(65**2) // positions)
+    assert plan.iteration.fused
+    assert not plan.e_step.fused
+    # every picture of the batch fills its share of the multiprocessors, with few slots
+    batch = core.plan(paper(core, channels=channels, boxed=True, batch=16), core.Device(132, 227 * KIB, True))
+    assert batch.iteration.splits == 8

@@ -20,6 +20,7 @@ PRODUCTS, BASES = "kernels/rank_k_products.cu", "kernels/bases.cu"
 CONVOLVE, TAIL, UNIT = "kernels/convolve_bases.cu", "kernels/unit_tail.cu", "unit.cpp"
 TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_block.h", "device/pipeline.h"
 HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_step.cu", "hopper/ring.h"
+HOPPER_E_STEP = "hopper/e_step.cu"
 WAIT, WAIT_FOR_TOO_FEW = "copy_async_wait(next - 1 - i);", "copy_async_wait(next - i);"
 WAIT_EARLY, BARRIER = f"if (!late) {WAIT}", "__syncthreads();"
 
@@ -45,6 +46,13 @@ QUICK = [
         f"if (lane() == 0) place.values[warp()] = value;\n  {BARRIER}",
         "if (lane() == 0) place.values[warp()] = value;",
         ("fused",),
+    ),
+    Mutation(
+        "Hopper's E-step: responsibilities are multiplied before they are there",
+        HOPPER_E_STEP,
+        "wait(block.z_full + turn.slot, turn.parity);\n    begin_products();",
+        "begin_products();",
+        ("Hopper",),
     ),
     Mutation("ring: filled before it is handed back", RING, "wait(&empty_[slot], parity_ ^ 1);", "", ("Hopper",)),
     Mutation("bases: lines that overlap", BASES, "pitch(width + GAP)", "pitch(width / 2)", ("fused",)),
@@ -100,6 +108,55 @@ OTHERS = [
         ("fused",),
     ),
     Mutation("products: one image for all", PRODUCTS, "* args.images + image", "* args.images", ("fused",)),
+    Mutation(
+        "Hopper's E-step: maxima are read before all are there",
+        HOPPER_E_STEP,
+        "block.maxima, larger);\n      meet(1, GROUP);",
+        "block.maxima, larger);",
+        ("Hopper",),
+    ),
+    Mutation(
+        "Hopper's E-step: the next 16 positions of the M-step",
+        HOPPER_E_STEP,
+        "sums, moved(z, k * 2048)",
+        "sums, moved(z, k * 1024)",
+        ("Hopper",),
+    ),
+    Mutation(
+        "Hopper's E-step: the second half of a stage",
+        HOPPER_E_STEP,
+        "make_operand(memory + unit * 64, 0, 1024)",
+        "make_operand(memory + unit * 32, 0, 1024)",
+        ("Hopper fp16 image",),
+    ),
+    Mutation(
+        "Hopper's E-step: a stage is filled while it is multiplied",
+        HOPPER_E_STEP,
+        "load(i + stages - 1, previous);\n    __syncwarp();",
+        "load(i + stages - 1, turn.slot);\n    __syncwarp();",
+        ("Hopper",),
+    ),
+    Mutation(
+        "Hopper's E-step: positions beyond the last have a weight",
+        HOPPER_E_STEP,
+        "position + thread, args.positions);",
+        "min(position + thread, args.positions - 1), args.positions);",
+        ("Hopper",),
+    ),
+    Mutation(
+        "Hopper's E-step: responsibilities are written while the last ones are stored",
+        HOPPER_E_STEP,
+        "if (thread == 0) wait_for_reads<0>();\n\n",
+        "\n",
+        ("Hopper",),
+    ),
+    Mutation(
+        "Hopper's E-step: stored before all are written",
+        HOPPER_E_STEP,
+        "meet(1, GROUP);\n        if (thread == 0) {",
+        "if (thread == 0) {",
+        ("Hopper",),
+    ),
     Mutation(
         "Hopper's products: written while the last result is read",
         HOPPER_PRODUCTS,
