@@ -141,7 +141,7 @@ OTHERS = [
         HOPPER_E_STEP,
         "position + thread, args.positions);",
         "min(position + thread, args.positions - 1), args.positions);",
-        ("Hopper",),
+        ("Hopper step",),
     ),
     Mutation(
         "Hopper's E-step: responsibilities are written while the last ones are stored",
