@@ -71,7 +71,7 @@ class DataConfig(_Section):
     """The data set as `open_dataset(kind, root, split, **options)` opens it, and the augmentation.
 
     `crop` is [height, width] or one number, `scales` the smallest and the largest random scale; `scale_step` takes only
-    those that are so far apart, None all between.
+    those that are so far apart, None all between. `max_class_share` and `distort_colours` are those of `Augmentation`.
     """
 
     kind: str
@@ -82,12 +82,14 @@ class DataConfig(_Section):
     crop: Size = (513, 513)
     scales: tuple[Positive, Positive] = (0.5, 2.0)
     scale_step: Positive | None = None
+    max_class_share: float | None = None
+    distort_colours: bool = False
     flip: bool = True
     workers: Annotated[int, Field(ge=0)] = 4
 
     @model_validator(mode="after")
     def _check_augmentation(self) -> DataConfig:
-        Augmentation(self.crop, self.scales, self.flip, self.scale_step)
+        Augmentation(self.crop, self.scales, self.flip, self.scale_step, self.max_class_share, self.distort_colours)
         return self
 
 

@@ -1,4 +1,4 @@
-"""The augmentation of the paper: a random scale, a random crop, a random flip."""
+"""The augmentation of the paper, a random scale, crop and flip, and what mmsegmentation does besides."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .distortion import Distortion
 from .labels import IGNORE
 from .normalization import normalize_
+
+_DRAWS = 11
+"""Crops that are looked at, at most, for one without a class that has too much of it; the last is taken as it is."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class Augmentation:
         scales: the picture is resized by a factor drawn evenly between these two.
         flip: whether half of the pictures are mirrored left to right.
         scale_step: the factor is one of low, low + step, ..., high, each as likely as the others; None for any between.
+        max_class_share: a crop with one class only, or one that has this share of its labelled pixels or more, is drawn
+            again, up to ten times (mmsegmentation's `cat_max_ratio`); None takes every crop.
+        distort_colours: whether `Distortion` changes brightness, contrast and colours.
 
     Raises ValueError when one is out of range.
     """
@@ -30,6 +37,8 @@ class Augmentation:
     scales: tuple[float, float]
     flip: bool
     scale_step: float | None = None
+    max_class_share: float | None = None
+    distort_colours: bool = False
 
     def __post_init__(self) -> None:
         if min(self.crop) < 1:
@@ -43,6 +52,8 @@ class Augmentation:
             steps = (high - low) / self.scale_step
             if abs(steps - round(steps)) > 1e-6:
                 raise ValueError(f"scale_step is {self.scale_step}: expected a part of {high} - {low}")
+        if self.max_class_share is not None and not 0 < self.max_class_share < 1:
+            raise ValueError(f"max_class_share is {self.max_class_share}: expected a number between 0 and 1")
 
     def __call__(self, rng: np.random.Generator, picture: Image.Image, labels: np.ndarray) -> tuple[Tensor, Tensor]:
         """Normalised image, float32 [3, h, w], and mask, int64 [h, w], of an RGB picture and its labels [H, W].
@@ -52,13 +63,20 @@ class Augmentation:
         """
         scale = self._scale(rng)
         height, width = (max(1, round(side * scale)) for side in labels.shape)
-        rows = _window(rng, height, self.crop[0])
-        columns = _window(rng, width, self.crop[1])
+        for _ in range(1 if self.max_class_share is None else _DRAWS):
+            rows = _window(rng, height, self.crop[0])
+            columns = _window(rng, width, self.crop[1])
+            nearest = np.ix_(_nearest(rows, labels.shape[0], height), _nearest(columns, labels.shape[1], width))
+            part_of_labels = labels[nearest]
+            if self.max_class_share is None or _largest_share(part_of_labels) < self.max_class_share:
+                break
         mirrored = self.flip and rng.random() < 0.5
 
-        pixels = torch.from_numpy(np.array(_resized_window(picture, (height, width), rows, columns))).permute(2, 0, 1)
-        nearest = np.ix_(_nearest(rows, labels.shape[0], height), _nearest(columns, labels.shape[1], width))
-        target = torch.from_numpy(labels[nearest])
+        window = _resized_window(picture, (height, width), rows, columns)
+        if self.distort_colours:
+            window = Distortion.drawn(rng)(window)
+        pixels = torch.from_numpy(np.array(window)).permute(2, 0, 1)
+        target = torch.from_numpy(part_of_labels)
         image, mask = torch.zeros(3, *self.crop), torch.full(self.crop, IGNORE)
         part = np.s_[..., : len(rows), : len(columns)]
         image[part] = pixels.flip(-1) if mirrored else pixels
@@ -71,6 +89,12 @@ class Augmentation:
         if self.scale_step is None:
             return rng.uniform(low, high)
         return low + self.scale_step * int(rng.integers(round((high - low) / self.scale_step) + 1))
+
+
+def _largest_share(labels: np.ndarray) -> float:
+    """The share of the most frequent class in the labelled pixels; 1 where there is none."""
+    counts = np.bincount(labels[labels != IGNORE])
+    return counts.max() / counts.sum() if counts.size else 1.0
 
 
 def _window(rng: np.random.Generator, size: int, crop: int) -> range:

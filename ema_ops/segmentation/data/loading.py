@@ -44,6 +44,8 @@ def training_batches(
     scales: tuple[float, float] = (0.5, 2.0),
     flip: bool = True,
     scale_step: float | None = None,
+    max_class_share: float | None = None,
+    distort_colours: bool = False,
     batch: int,
     seed: int,
     start: int = 0,
@@ -63,6 +65,8 @@ def training_batches(
         scales: pictures are resized by a factor drawn evenly between these two.
         flip: whether half of the pictures are mirrored.
         scale_step: the factor is one of low, low + step, ..., high; None for any between.
+        max_class_share: crops that one class has more of are drawn again, as `Augmentation` says; None for none.
+        distort_colours: whether brightness, contrast and colours are changed at random, as `Distortion` says.
         batch: pictures in the batch of all ranks together.
         seed: 0 or more.
         start: number of the first batch; nothing is read of those before it.
@@ -85,7 +89,7 @@ def training_batches(
         raise ValueError(f"transform is {dataset.transform!r}: expected None for training, which augments by itself")
     height, width = (crop, crop) if isinstance(crop, int) else crop
     low, high = scales
-    augmentation = Augmentation((height, width), (low, high), flip, scale_step=scale_step)
+    augmentation = Augmentation((height, width), (low, high), flip, scale_step, max_class_share, distort_colours)
     plan = _plan(len(dataset), batch=batch, seed=seed, start=start, rank=rank, world_size=world_size)
     return in_order(_Crops(dataset, augmentation, seed), plan, workers=workers)
 

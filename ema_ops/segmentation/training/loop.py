@@ -162,6 +162,8 @@ class _Run:
             scales=data.scales,
             flip=data.flip,
             scale_step=data.scale_step,
+            max_class_share=data.max_class_share,
+            distort_colours=data.distort_colours,
             batch=config.batch,
             seed=config.seed,
             start=self.step,

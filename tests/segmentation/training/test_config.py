@@ -52,6 +52,13 @@ def test_recipe_of_the_paper():
     assert config.published.miou == {"single scale": 80.05, "multi-scale + flip": 81.32}
 
 
+@pytest.mark.parametrize("depth", [50, 101])
+def test_recipes_of_mmsegmentation(depth):
+    data = load_config(f"cityscapes_mmsegmentation_resnet{depth}").data
+    assert (data.crop, data.scales, data.scale_step) == ((512, 1024), (0.5, 2), None)
+    assert (data.max_class_share, data.distort_colours) == (0.75, True)
+
+
 def test_arguments_make_a_network():
     network = EMANet(5, **load_config("generated").model.arguments)
     assert network.options["num_bases"] == 16
@@ -92,6 +99,10 @@ def test_config_of_a_run_reads_back(tmp_path):
         (DATA + "training: {precision: float64}", "training.precision is 'float64': expected 'float32', 'bfloat16' or"),
         ("data: {kind: voc, root: x, scales: [2, 1]}", "data.scales is (2.0, 1.0): expected two positive numbers, the"),
         ("data: {kind: voc, root: x, scale_step: 0.4}", "data.scale_step is 0.4: expected a part of 2.0 - 0.5"),
+        (
+            "data: {kind: voc, root: x, max_class_share: 75}",
+            "data.max_class_share is 75.0: expected a number",
+        ),
         ("data: {kind: voc, root: x, scale_step: 0}", "data.scale_step is 0: expected greater than 0"),
         (DATA + "evaluation: {mode: slide}", "evaluation.window is None with mode 'slide': expected (height, width)"),
         (DATA + "evaluation: {window: 9}", "evaluation.window is (9, 9) with mode 'whole': expected mode 'slide'"),

@@ -39,6 +39,16 @@ def test_a_run_learns(command, tmp_path):
     assert found == {"best.pt", "latest.pt", "config.yaml", "log.csv", "validation.csv", "tensorboard"}
 
 
+def test_augmentation_of_the_config_reaches_the_batches(command, tmp_path):
+    seen = set()
+    for number, change in enumerate(([], ["scale_step=0.25"], ["max_class_share=0.6"], ["distort_colours=true"])):
+        out = tmp_path / str(number)
+        sets = [word for text in ("training.steps=2", *(f"data.{one}" for one in change)) for word in ("--set", text)]
+        assert command("--out", str(out), *sets)[0] == 0
+        seen.add(tuple(losses(out)))
+    assert len(seen) == 4
+
+
 def test_out_and_resume(command, tmp_path):
     out = tmp_path / "elsewhere"
     assert command("--out", str(out))[0] == 0
