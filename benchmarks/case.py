@@ -9,7 +9,7 @@ from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEMORY_ORDERS = ("contiguous", "channels_last")
-MODES = ("forward", "backward", "full")
+MODES = ("forward", "backward", "full", "unit")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 Forward reads x and writes y, and needs 2T + 1 products of 2 N C K operations; backward reads x and the gradient of y
 and writes that of x, and needs 5T + 2. Each pass takes at least the larger of its two times; full is their sum.
+
+The unit in evaluation reads x and writes its result, and needs the products of the forward pass and one of 2 N C C
+operations: its first convolution can be applied to the bases.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ class Floor:
 
 
 def floor(case: Case, mode: str, rates: Rates) -> Floor:
-    """The floor of `mode` ("forward", "backward" or "full")."""
+    """The floor of `mode` ("forward", "backward", "full" or "unit")."""
     if mode == "full":
         passes = floor(case, "forward", rates), floor(case, "backward", rates)
         longer = max(passes, key=lambda one: one.seconds)
@@ -51,10 +54,11 @@ def floor(case: Case, mode: str, rates: Rates) -> Floor:
 
 def times(case: Case, mode: str, rates: Rates) -> tuple[float, float]:
     """Seconds for the bytes and for the operations of one pass."""
-    transfers, products = (2, 2 * case.num_iters + 1) if mode == "forward" else (3, 5 * case.num_iters + 2)
+    transfers, products = (3, 5 * case.num_iters + 2) if mode == "backward" else (2, 2 * case.num_iters + 1)
     elements = case.batch * case.positions * case.channels
     nbytes = transfers * elements * case.element_size
-    return nbytes / rates.bandwidth, products * 2 * elements * case.num_bases / rates.operations
+    width = products * case.num_bases + (case.channels if mode == "unit" else 0)
+    return nbytes / rates.bandwidth, 2 * elements * width / rates.operations
 
 
 def rates_of(device: torch.device, dtype: str) -> Rates:

@@ -142,12 +142,11 @@ for stage in $chosen; do
       EMA_OPS_HOPPER=1 test_part hopper-all 120 tests/gpu -k "cuda and not random"
       rebuild build-again "${EMA_OPS_NVCC_FLAGS:-}" ;;
     hopper_bench)
-      export EMA_OPS_HOPPER=1
-      bench hopper 200 --memory-order channels_last --batch 1 8 16 --sizes 33x33 65x65 129x129 --mode forward backward full \
-        --backends cuda triton --out "$out/hopper"
-      unset EMA_OPS_HOPPER
-      bench portable 200 --memory-order channels_last --batch 1 8 16 --sizes 33x33 65x65 129x129 --mode forward backward full \
-        --backends cuda triton --out "$out/portable" ;;
+      for parts in "" overlap tiles tiles,overlap; do
+        EMA_OPS_HOPPER=$parts bench "hopper ${parts:-off}" 75 --memory-order channels_last --batch 1 8 16 --sizes 33x33 65x65 129x129 \
+          --mode forward backward unit --backends cuda $([ -n "$parts" ] || echo triton) \
+          --peers $([ -n "$parts" ] || echo official-compiled) --out "$out/hopper"
+      done ;;
     validation)
       part validation 560 validation.txt "$python" -m ema_ops validate --device cuda --ablation-seeds 1 --jobs 4 \
         --out "$out/validation" ;;

@@ -13,10 +13,11 @@ from functools import cached_property
 import torch
 from tqdm import tqdm
 
+from . import units
 from .case import Case, Inputs, draw
 from .environment import environment, now
 from .floor import Rates, floor, rates_of
-from .formulas import EM, Formula
+from .formulas import Formula
 from .measure import time_graph, time_workload
 from .memory import extra_memory, is_out_of_memory, limited_to_free_memory
 from .options import Options
@@ -24,6 +25,7 @@ from .peers import RIVALS, Function, Peer, ours
 from .plots import plot
 from .ratios import lines as ratio_lines
 from .results import COLUMNS, Row, add_ratios, append, number, read, table
+from .units import UNIT, UNIT_RIVALS
 from .verify import Truth, Verdict, find_truth, judge
 from .workload import Workload, workload
 
@@ -39,17 +41,19 @@ class Bench:
     common: Row
     rates: dict[str, Rates] = field(default_factory=dict)
 
-    def measure_case(self, case: Case, peers: Sequence[Peer], progress: tqdm) -> list[Row]:
-        """The rows of all modes of one case."""
+    def measure_case(self, case: Case, peers: dict[str, list[Peer]], progress: tqdm) -> list[Row]:
+        """The rows of all modes of one case, of the `peers` of each."""
         if self._is_late():
-            progress.update(len(self.options.mode) * len(peers))
-            return [row for mode in self.options.mode for row in self._not_run(case, mode, peers)]
+            progress.update(sum(map(len, peers.values())))
+            return [row for mode, of_mode in peers.items() for row in self._not_run(case, mode, of_mode)]
         if case.dtype not in self.rates:
             self.rates[case.dtype] = rates_of(self.options.device, case.dtype)
         subject = _Subject(case, self.options)
-        rows: dict[str, list[Row]] = {mode: [] for mode in self.options.mode}
-        for peer in peers:
+        rows: dict[str, list[Row]] = {mode: [] for mode in peers}
+        for peer in dict.fromkeys(peer for of_mode in peers.values() for peer in of_mode):
             for mode, of_mode in rows.items():
+                if peer not in peers[mode]:
+                    continue
                 progress.set_description(f"{case} {mode} {peer.name}")
                 of_mode.append(self.measure(subject, mode, peer))
                 progress.update()
@@ -97,7 +101,7 @@ class Bench:
             row["note"] = _joined(row["note"], "no gradient to x: this is its forward pass")
         if self.options.device.type == "cuda":
             row |= self._replayed(work, row["note"])
-        if peer.formula is EM:
+        if peer.formula.strict:
             row |= self._over_floor(case, mode if peer.has_gradient else "forward", row)
         return row
 
@@ -157,14 +161,14 @@ class _Subject:
     def __init__(self, case: Case, options: Options) -> None:
         self.case, self.options = case, options
         self._truths: dict[str, Truth] = {}
-        self._functions: dict[str, Function] = {}
+        self._functions: dict[Peer, Function] = {}
 
     @cached_property
     def inputs(self) -> Inputs:
         return draw(self.case, self.options.device, self.options.seed)
 
     def truth(self, formula: Formula) -> Truth:
-        with_gradient = self.options.mode != ("forward",)
+        with_gradient = formula is not UNIT and not {"backward", "full"}.isdisjoint(self.options.mode)
         if formula.name not in self._truths:
             try:
                 self._truths[formula.name] = find_truth(formula, self.case, self.inputs, with_gradient)
@@ -175,9 +179,17 @@ class _Subject:
         return self._truths[formula.name]
 
     def function(self, peer: Peer) -> Function:
-        if peer.name not in self._functions:
-            self._functions[peer.name] = peer.build(self.case)
-        return self._functions[peer.name]
+        if peer not in self._functions:
+            self._functions[peer] = peer.build(self.case)
+        return self._functions[peer]
+
+
+def peers_of(mode: str, options: Options) -> list[Peer]:
+    """Who is measured in `mode`: our backends, then those asked for of the others that have the mode."""
+    if mode == "unit":
+        mine = [units.ours(name, fold) for name in options.backends for fold in (False, True)]
+        return [*mine, *(UNIT_RIVALS[name] for name in options.peers if name in UNIT_RIVALS)]
+    return [*(ours(name) for name in options.backends), *(RIVALS[name] for name in options.peers)]
 
 
 def run(options: Options) -> int:
@@ -192,9 +204,10 @@ def run(options: Options) -> int:
         torch.cuda.set_device(options.device)
     common = {**environment(options.device), "seed": str(options.seed), "seconds": f"{options.seconds:g}"}
     bench = Bench(options, time.monotonic() + options.time_limit, common)
-    peers = [*(ours(name) for name in options.backends), *(RIVALS[name] for name in options.peers)]
+    attention = peers_of("forward", options)
+    peers = {mode: peers_of(mode, options) if mode == "unit" else attention for mode in options.mode}
     cases, rows = options.cases(), []
-    total = len(cases) * len(options.mode) * len(peers)
+    total = len(cases) * sum(map(len, peers.values()))
     with tqdm(total=total, unit="row", dynamic_ncols=True) as progress:
         for case in cases:
             of_case = bench.measure_case(case, peers, progress)

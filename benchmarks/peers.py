@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ema_ops
 from ema_ops.backends import MODULES, load, refusal
+from ema_ops.backends.cuda import hopper_parts
 from ema_ops.problem import Problem
 
 from .case import Case, Inputs
@@ -60,7 +61,13 @@ def ours(backend: str) -> Peer:
         x, bases = inputs.x.unsqueeze(1), inputs.bases.unsqueeze(0)
         return refusal(load(backend), Problem.build(x, bases, num_iters=case.num_iters, grad_iters=case.num_iters))
 
-    return Peer(f"ema_ops/{backend}", EM, build, refuses)
+    return Peer(name_of(backend), EM, build, refuses)
+
+
+def name_of(backend: str) -> str:
+    """Of our peer; with what EMA_OPS_HOPPER turns on, as in "ema_ops/cuda:overlap,tiles"."""
+    parts = ",".join(sorted(hopper_parts())) if backend == "cuda" else ""
+    return f"ema_ops/{backend}{':' if parts else ''}{parts}"
 
 
 def official(x: Tensor, bases: Tensor, num_iters: int) -> Tensor:

@@ -6,13 +6,14 @@ their JUnit files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 from .peers import RIVALS
 from .ratios import describe, order_ratios, peer_ratios, position_ratios
+from .results import CASE as RUN
 from .results import Row, latest, number, read
 
 CORE = "ema_ops/cuda"
@@ -70,6 +71,35 @@ def targets(rows: Iterable[Row], properties: dict[str, list[float]]) -> list[Tar
     ]
 
 
+def hopper_targets(rows: Iterable[Row]) -> list[Target]:
+    """Those of the kernels for Hopper and of the folded unit, with the best that any way of them measured."""
+    rows = [row for row in latest(rows) if row["status"] == "ok" and row["graph_p50_ms"]]
+    ours = [row for row in rows if row["peer"].startswith((f"{CORE}:", f"{CORE} "))]
+
+    def best(mode: str, batch: str, value: Callable[[Row], float | None]) -> tuple[float | None, str]:
+        alike = _like(ours, **{**CASE, **LARGE, "batch": batch, "mode": mode})
+        measured = [(found, row["peer"]) for row in alike if (found := value(row)) is not None]
+        return min(measured, default=(None, ""))
+
+    def overhead(row: Row) -> float:
+        return 1e3 * (float(row["p50_ms"]) - float(row["graph_p50_ms"]))
+
+    def over_official(row: Row) -> float | None:
+        times = [_microseconds(other) for other in rows if other["peer"] == "official-compiled" and _same(other, row)]
+        mine = _microseconds(row)
+        return mine / times[0] if mine and times and times[0] else None
+
+    return [
+        Target("Hopper: forward (16, 65 x 65), us", 86, 55, *best("forward", "16", _microseconds)),
+        Target("Hopper: forward (8, 65 x 65), us", 60, 40, *best("forward", "8", _microseconds)),
+        Target("Hopper: forward B = 1, 65 x 65, us", 40, 20, *best("forward", "1", _microseconds)),
+        Target("Hopper: backward (16, 65 x 65), us", 190, 145, *best("backward", "16", _microseconds)),
+        Target("Hopper: unit in evaluation (16, 65 x 65), us", 170, 125, *best("unit", "16", _microseconds)),
+        Target("Hopper: unit over the official one compiled", 1 / 3, None, *best("unit", "16", over_official)),
+        Target("Hopper: call over replay, forward B = 1, us", 25, 12, *best("forward", "1", overhead)),
+    ]
+
+
 def rivals(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
     """By case, the times of the rivals over that of the core."""
     rows = list(rows)
@@ -84,7 +114,7 @@ def write(folder: Path) -> str:
     """Write `targets.md` from all CSV and JUnit files below `folder`; returns the text."""
     rows = [row for path in sorted(folder.rglob("measurements.csv")) for row in read(path)]
     devices = ", ".join(sorted({row["device"] for row in rows})) or "no measurement"
-    found = targets(rows, read_properties(folder.rglob("*.xml")))
+    found = targets(rows, read_properties(folder.rglob("*.xml"))) + hopper_targets(rows)
     lines = [
         f"Measured on: {devices}",
         "",
@@ -121,6 +151,10 @@ def read_properties(paths: Iterable[Path]) -> dict[str, list[float]]:
 
 def _like(rows: Iterable[Row], **wanted: str) -> list[Row]:
     return [row for row in rows if all(row[column] == value for column, value in wanted.items())]
+
+
+def _same(first: Row, second: Row) -> bool:
+    return all(first[column] == second[column] for column in RUN)
 
 
 def _worst(ratios: Iterable[tuple[Row, float | None]]) -> tuple[float | None, str]:

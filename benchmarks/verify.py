@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .case import DTYPES, Case, Inputs
-from .formulas import EM, Formula
+from .formulas import Formula
 
 FACTORS = {"y": 2.0, "grad_x": 3.0}
 FACTOR_OF_OTHERS = 10.0
@@ -65,7 +65,7 @@ def find_truth(formula: Formula, case: Case, inputs: Inputs, with_gradient: bool
     plain = _last_images(formula, case, inputs, images, DTYPES[case.dtype], with_gradient)
     allowed = {}
     for name, truth in exact.items():
-        factor = FACTORS[name] if formula is EM else FACTOR_OF_OTHERS
+        factor = FACTORS[name] if formula.strict else FACTOR_OF_OTHERS
         relative, largest = (max(factor * error, rounding(case)) for error in _errors(plain[name], truth))
         allowed[name] = (relative, largest)
     return Truth(images, exact, allowed)

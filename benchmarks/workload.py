@@ -28,13 +28,13 @@ class Workload:
 
 
 def workload(peer: Peer, function: Function, inputs: Inputs, mode: str) -> Workload:
-    """The workload of `mode`: forward (no graph), backward (after an untimed forward) or full (both)."""
+    """The workload of `mode`: forward or unit (no graph), backward (after an untimed forward) or full (both)."""
 
     def forward(_, keep=False):
         with torch.no_grad():
             return function(inputs), None
 
-    if mode == "forward" or not peer.has_gradient:
+    if mode in ("forward", "unit") or not peer.has_gradient:
         return Workload(lambda: None, forward)
     trained = inputs.requiring_grad()
 

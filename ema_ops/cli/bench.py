@@ -24,7 +24,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--sizes", type=image_size, nargs="+", metavar="HxW", help="default: 33x33 65x65 97x97 129x129")
     add("--shapes", metavar="NAME", help="constant-work: N from 4k to 1M at the same B * N, instead of batch and sizes")
     add("--iters", type=int, help="iterations T (default: 3)")
-    add("--mode", nargs="+", help="forward backward full (default: forward full)")
+    add(
+        "--mode",
+        nargs="+",
+        help="forward backward full unit (default: forward full); unit is the EMA unit in evaluation",
+    )
     add("--memory-order", nargs="+", help="contiguous channels_last (default: contiguous)")
     add("--peers", nargs="*", help="which rivals (default: all; none after --peers: only our backends)")
     add("--backends", nargs="*", help="which of our backends (default: all)")
