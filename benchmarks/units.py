@@ -1,7 +1,7 @@
 """Mode "unit": the whole EMA unit in evaluation, ours and the official one.
 
-It is relu(x + norm(conv2(relu(attention(conv1(x)))))). All peers have the same weights, drawn from the channels and bases
-alone, in the dtype of x.
+It is relu(x + norm(conv2(relu(attention(conv1(x)))))). All peers have the same weights, drawn from the channels and
+bases alone, in the dtype of x.
 """
 
 from __future__ import annotations

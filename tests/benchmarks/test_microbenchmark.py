@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import microbenchmark
+from benchmarks import microbenchmark, units
 from benchmarks.options import options
 from benchmarks.peers import RIVALS
 from benchmarks.results import COLUMNS, read
@@ -228,3 +228,25 @@ def test_the_ratio_of_memory_orders_is_printed(tmp_path, capsys):
                  "torch", "--out", str(tmp_path)]) == 0  # fmt: skip
     assert "x over channels_last: ema_ops/torch float32 contiguous B=1 3x4 forward" in capsys.readouterr().out
     assert "x over channels_last" in (tmp_path / "table.txt").read_text()
+
+
+def test_the_unit_is_a_mode(tmp_path):
+    asked = tiny(tmp_path, mode=("forward", "unit"), peers=("official-detached", "sdpa"), dtype=("float32", "bfloat16"))
+    assert microbenchmark.run(asked) == 0
+    rows = [row for row in read(tmp_path / "measurements.csv") if row["mode"] == "unit"]
+    assert {row["peer"] for row in rows} == {"ema_ops/torch", "ema_ops/torch folded", "official-detached"}
+    for row in rows:
+        assert row["status"] == "ok", row["note"]
+        assert 0 < float(row["error_y"]) <= float(row["allowed_y"])
+        assert row["error_grad_x"] == ""
+        # more than the loop alone: the second convolution
+        loop = next(other for other in read(tmp_path / "measurements.csv") if other["mode"] == "forward")
+        assert float(row["floor_ms"]) > float(loop["floor_ms"])
+
+
+def test_a_wrong_unit_is_not_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(units, "_official", lambda unit, x, num_iters: x)
+    assert microbenchmark.run(tiny(tmp_path, mode=("unit",), backends=(), peers=("official-detached",))) == 1
+    (row,) = read(tmp_path / "measurements.csv")
+    assert row["status"] == "wrong result"
+    assert row["p50_ms"] == ""

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.ratios import lines, order_ratios, position_ratios
 from benchmarks.results import COLUMNS, append
-from benchmarks.targets import rivals, targets, write
+from benchmarks.targets import hopper_targets, rivals, targets, write
 
 JUNIT = """<testsuites><testsuite><testcase><properties>
 <property name="kept_over_promised" value="{}"/><property name="note" value="words"/>
@@ -76,6 +76,20 @@ def test_time_per_position_at_constant_work():
 
 def test_the_last_measurement_of_a_case_counts():
     assert found([row(9.0, batch=1), row(0.03, batch=1)])["forward B = 1, 65 x 65, us"].met == "goal"
+
+
+def test_hopper_takes_the_best_of_its_parts_and_never_the_portable_kernels():
+    tiles, both = {"peer": "ema_ops/cuda:tiles"}, {"peer": "ema_ops/cuda:overlap,tiles"}
+    rows = [row(0.01), row(0.09, **tiles), row(0.06, **both), row(0.04, batch=1, p50_ms=0.06, **both)]
+    rows += [row(0.15, mode="unit", peer="ema_ops/cuda folded"), row(0.6, mode="unit", peer="official-compiled")]
+    told = {t.name.removeprefix("Hopper: "): t for t in hopper_targets(rows)}
+    forward = told["forward (16, 65 x 65), us"]
+    assert (forward.measured, forward.met, forward.note) == (pytest.approx(60), "must", both["peer"])
+    assert told["call over replay, forward B = 1, us"].measured == pytest.approx(20)
+    assert told["unit in evaluation (16, 65 x 65), us"].met == "must"
+    assert told["unit over the official one compiled"].measured == pytest.approx(0.25)
+    assert told["backward (16, 65 x 65), us"].met == "not measured"
+    assert {t.met for t in hopper_targets([])} == {"not measured"}
 
 
 def test_rivals_are_told_how_much_longer_they_take():
