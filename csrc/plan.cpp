@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "hopper/hopper.h"
+#include "hopper/gradient_layout.h"
 
 namespace ema {
 namespace {
@@ -123,17 +123,42 @@ void stream(EStepPlan& plan, const Problem& problem, int chunks, int row_bytes, 
       }
 }
 
+// The gradient of the logits by csrc/hopper, with as many stages of features as fit, an even number; false: not by it.
+bool use_boxes_for_gradient(EStepPlan& plan, const Problem& problem, const EStepWork& work, const Device& device) {
+  using Layout = hopper::GradientLayout;
+  if (!for_hopper(problem, device) || problem.positions_fastest || problem.channels > hopper::E_STEP_CHANNELS ||
+      !work.has_sums || work.has_values)
+    return false;
+  const int channels = hopper::compiled_channels(problem.channels), matrices = 2;
+  int stages = Layout::MAX_STAGES;
+  while (Layout::bytes(channels, matrices, stages) > device.shared_memory) stages -= Layout::GROUPS;
+  plan.hopper = plan.rows_resident = true;
+  plan.fused = work.m_step;
+  plan.feature_slots = stages;
+  plan.row_slots = matrices;
+  plan.shared_memory = Layout::bytes(channels, matrices, stages);
+  SplitCost cost;
+  cost.works = problem.images();
+  cost.tiles = ceil_div(problem.positions, Layout::POSITIONS);
+  cost.tile_bytes = Layout::stage_bytes(channels);
+  cost.block_bytes = int64_t{matrices} * Layout::rows_bytes(channels);
+  cost.slot_bytes = work.m_step ? int64_t{4} * padded_bases(problem.num_bases) * padded_channels(problem.channels) : 0;
+  cost.blocks = cost.multiprocessors = device.multiprocessors;
+  plan.splits = cost.best();
+  return true;
+}
+
 }  // namespace
 
 EStepPlan plan_e_step(const Problem& problem, const Device& device, const EStepWork& work) {
+  EStepPlan plan;
+  if (use_boxes(plan, problem, work, device) || use_boxes_for_gradient(plan, problem, work, device)) return plan;
   const int rows_of_chunk = work.has_sums ? 2 : 1;
   const int row_bytes = rows_of_chunk * rows_tile(problem) * CHUNK_BYTES;
   const int64_t chunks = ceil_div(problem.channels, chunk_elements(problem));
   const bool may_fuse = work.m_step && !work.has_values && element_size(problem.dtype) == 2 &&
                         is_small(problem) && chunks <= FUSED_CHUNKS;
   const int64_t value_chunks = work.has_values ? ceil_div(problem.value_channels, chunk_elements(problem)) : 0;
-  EStepPlan plan;
-  if (use_boxes(plan, problem, work, device)) return plan;
   if (!may_fuse || !fuse(plan, problem, static_cast<int>(chunks), row_bytes, device))
     stream(plan, problem, static_cast<int>(chunks + value_chunks), row_bytes, device);
   const int64_t read_rows = (chunks * rows_of_chunk + value_chunks) * padded_bases(problem.num_bases) * CHUNK_BYTES;

@@ -27,6 +27,7 @@ constexpr int E_STEP_BYTES = E_STEP_UNIT * 128               // responsibilities
                              + E_STEP_MAX_STAGES * 2 * 8;    // barriers
 
 cudaError_t e_step(const Problem&, const EStepPlan& plan, const EStep&, cudaStream_t stream);
+cudaError_t e_step_gradient(const Problem&, const EStepPlan& plan, const EStepGradient&, cudaStream_t stream);
 cudaError_t m_step(const Problem&, const MStepPlan& plan, const Features& features, const void* left, float* sums,
                    cudaStream_t stream);
 cudaError_t rank_k_products(const Problem&, const ProductsPlan& plan, int products, const void* left, const void* right,

@@ -4,6 +4,7 @@
 // for the one that comes from the reconstruction.
 #include "../device/pipeline.h"
 #include "../device/row_block.h"
+#include "../hopper/hopper.h"
 #include "kernels.h"
 
 namespace ema {
@@ -146,6 +147,7 @@ __global__ void __launch_bounds__(Block::THREADS, 1) e_step_gradient_kernel(cons
 
 cudaError_t e_step_gradient(const Problem& problem, const EStepPlan& plan, const EStepGradient& io,
                             cudaStream_t stream) {
+  if (plan.hopper) return hopper::e_step_gradient(problem, plan, io, stream);
   const Args args{io, plan, problem.heads, problem.positions, problem.num_bases};
   return with_variant(problem, plan, [&](auto variant) {
     using V = decltype(variant);

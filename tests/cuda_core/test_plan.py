@@ -270,3 +270,34 @@ def test_e_steps_on_hopper_keep_the_limits(core, channels, positions_fastest):
     # every picture of the batch fills its share of the multiprocessors, with few slots
     batch = core.plan(paper(core, channels=channels, boxed=True, batch=16), core.Device(132, 227 * KIB, True))
     assert batch.iteration.splits == 8
+
+
+def hopper_gradient_bytes(plan, channels):
+    """Four tiles, numbers and barriers, rows of bases, stages of 32 positions."""
+    return 21 * KIB + (128 * plan.row_slots + 64 * plan.feature_slots) * channels
+
+
+def test_gradients_that_hopper_serves(core):
+    """Boxed features of 16 bits whose channels are fastest, up to 512 of them and 64 bases."""
+
+    def served(**fields):
+        plan = core.plan(paper(core, **{"boxed": True, **fields}), core.Device(132, 227 * KIB, True))
+        assert plan.gradient.hopper == plan.first_gradient.hopper
+        return plan.gradient.hopper
+
+    assert served()
+    assert served(dtype="float16", channels=8, num_bases=1)
+    for fields in ({"channels": 520}, {"num_bases": 65}, {"dtype": "float32"}, {"positions_fastest": True}):
+        assert not served(**fields)
+
+
+@pytest.mark.parametrize("positions", [1, 33, 65 * 65])
+@pytest.mark.parametrize(("channels", "compiled"), [(1, 64), (72, 128), (200, 256), (264, 512), (512, 512)])
+def test_gradients_on_hopper_keep_the_limits(core, channels, compiled, positions):
+    plan = core.plan(paper(core, channels=channels, positions=positions, boxed=True), core.Device(132, 227 * KIB, True))
+    for found in (plan.gradient, plan.first_gradient):
+        assert found.shared_memory == hopper_gradient_bytes(found, compiled) <= 227 * KIB
+        assert found.feature_slots in (2, 4, 6, 8)
+        assert 1 <= found.splits <= -(-positions // 32)
+    assert plan.gradient.fused
+    assert not plan.first_gradient.fused

@@ -38,6 +38,7 @@ class Case(NamedTuple):
     multiprocessors: int = 2
     tf32: bool = False
     hopper: bool = False
+    constant_bases: bool = False  # they get no gradient
     options: dict[str, Any] = {}  # noqa: RUF012
 
 
@@ -76,6 +77,12 @@ CASES = {
         (1, 2, 136, 72), 20, fp16, order="BCN", weighted=True, hopper=True, options={"num_iters": 5}
     ),
     "Hopper, one position": Case((2, 2, 1, 64), 5, bf16, hopper=True, options={"num_iters": 2}),
+    "Hopper, all channels": Case(
+        (1, 1, 150, 512), 64, bf16, weighted=True, multiprocessors=1, hopper=True, options={"num_iters": 2}
+    ),
+    "Hopper, constant bases": Case(
+        (2, 1, 150, 96), 7, fp16, hopper=True, constant_bases=True, options={"num_iters": 3, "grad_iters": 2}
+    ),
     "Hopper step": Case((1, 2, 31, 264), 33, fp16, "step", hopper=True),
     "Hopper reconstruct": Case((1, 2, 150, 72), 24, bf16, "reconstruct", value_channels=520, hopper=True),
     "Hopper reconstruct image": Case(
@@ -114,6 +121,8 @@ def run_case(core: Any, case: Case) -> str:
     """Judge all results and gradients of `case`; returns their digest."""
     inputs, grads = make_inputs(case)
     options = dict(case.options)
+    if case.constant_bases:
+        options["bases"] = inputs.pop("bases")
     if case.weighted:
         options["weight"] = uniform(*case.sizes[:3], seed=4)
     tf32 = mock.patch.object(cuda, "tf32_allowed", return_value=case.tf32)

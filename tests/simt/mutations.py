@@ -18,6 +18,7 @@ class Mutation(NamedTuple):
 E_STEP, GRADIENT, M_STEP = "kernels/e_step.cu", "kernels/e_step_gradient.cu", "kernels/m_step.cu"
 PRODUCTS, BASES = "kernels/rank_k_products.cu", "kernels/bases.cu"
 CONVOLVE, TAIL, UNIT = "kernels/convolve_bases.cu", "kernels/unit_tail.cu", "unit.cpp"
+HOPPER_GRADIENT = "hopper/e_step_gradient.cu"
 TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_block.h", "device/pipeline.h"
 HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_step.cu", "hopper/ring.h"
 HOPPER_E_STEP = "hopper/e_step.cu"
@@ -314,5 +315,40 @@ OTHERS = [
         "space.logit_bias, is_last, iteration",
         "space.logit_bias, t == 0, iteration",
         ("unit",),
+    ),
+    Mutation(
+        "Hopper's gradient: tiles are replaced before the M-step has read them",
+        HOPPER_GRADIENT,
+        "if (V::M_STEP && i >= GROUPS) wait(work.taken(group), i / GROUPS - 1 & 1);",
+        "",
+        ("Hopper", "Hopper, all channels"),
+    ),
+    Mutation(
+        "Hopper's gradient: tiles are replaced before they are stored",
+        HOPPER_GRADIENT,
+        "if (part == 0) wait_for_reads<0>();",
+        "",
+        ("Hopper", "Hopper, all channels"),
+    ),
+    Mutation(
+        "Hopper's gradient: features are replaced before all warps have multiplied them",
+        HOPPER_GRADIENT,
+        "meet(barrier, GROUP);",
+        "",
+        ("Hopper", "Hopper, all channels"),
+    ),
+    Mutation(
+        "Hopper's gradient: weights of the next tile",
+        HOPPER_GRADIENT,
+        "work.weights(group) + i / GROUPS % 2 * POSITIONS",
+        "work.weights(group)",
+        ("Hopper", "Hopper, all channels"),
+    ),
+    Mutation(
+        "Hopper's gradient: positions beyond the last have masses",
+        HOPPER_GRADIENT,
+        "position + group_thread(), args.positions);",
+        "position + group_thread(), 1 << 30);",
+        ("Hopper step",),
     ),
 ]

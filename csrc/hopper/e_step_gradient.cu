@@ -1,0 +1,356 @@
+// The gradient of the logits, and the M-step with it: warpgroups 0 and 1 work on alternate tiles, so that the softmax of
+// one runs beside the products of the other, and the warpgroups behind them keep the sums, each those of its channels.
+//
+// Both sets of rows stay in shared memory. Without an M-step there are no warpgroups behind: a group loads its own tiles.
+#include "../device/chunks.h"
+#include "gradient_layout.h"
+#include "group_tile.h"
+
+namespace ema::hopper {
+namespace {
+
+struct Args {
+  EStepGradient io;
+  int splits, stages, heads, positions, num_bases;
+  TensorMap x, logit_rows, sums_rows, responsibilities, grad_logits;
+};
+
+template <class Math_, int CHANNELS_, bool M_STEP_>
+struct Variant {
+  using Math = Math_;
+  static constexpr int CHANNELS = CHANNELS_;
+  static constexpr bool M_STEP = M_STEP_;
+  static constexpr int M_GROUPS = !M_STEP ? 0 : CHANNELS == 512 ? 2 : 1;  // warpgroups of the M-step
+  static constexpr int THREADS = (GradientLayout::GROUPS + M_GROUPS) * GROUP;
+};
+
+#if EMA_HOPPER
+constexpr int POSITIONS = GradientLayout::POSITIONS, GROUPS = GradientLayout::GROUPS, BOX_BYTES = POSITIONS * 128;
+
+// d = rows features^T.
+template <class Math, int CHANNELS>
+EMA_DEVICE void multiply_rows(float (&d)[POSITIONS / 2], const unsigned char* rows, const unsigned char* features) {
+  // the operands of all steps are computed for every tile: kept from tile to tile they would not fit the registers
+  const Operand left = make_operand(rows + opaque(0), 0, 1024), right = make_operand(features, 0, 1024);
+#pragma unroll
+  for (int k = 0; k < CHANNELS / 16; ++k)
+    multiply_group<Math::DTYPE, POSITIONS, false, false>(d, moved(left, k / 4 * 64 * 128 + k % 4 * 32),
+                                                         moved(right, k / 4 * BOX_BYTES + k % 4 * 32), k > 0);
+}
+
+// What a block works on, and where it lies in shared memory.
+template <class V>
+struct Work {
+  using Layout = GradientLayout;
+  static constexpr int LOADERS = V::M_STEP ? V::M_GROUPS : 1;  // threads that load a tile, each the channels it adds up
+  static constexpr int ROWS_BYTES = Layout::rows_bytes(V::CHANNELS), STAGE_BYTES = Layout::stage_bytes(V::CHANNELS);
+  const Args& args;
+  unsigned char* shared;
+  int image, matrices;  // sets of rows
+  int begin, count;     // tiles
+
+  EMA_DEVICE Work(const Args& args, unsigned char* shared)
+      : args(args), shared(shared), matrices(args.io.sums_rows != nullptr ? 2 : 1) {
+    // every role asks anew, or what all have in common would be spilled
+    const int block = opaque(blockIdx.x);
+    image = block / args.splits;
+    const TileRange tiles(args.positions, args.splits, block % args.splits, POSITIONS);
+    begin = tiles.begin, count = tiles.count();
+  }
+
+  EMA_DEVICE int head() const { return image % args.heads; }
+  EMA_DEVICE int batch() const { return image / args.heads; }
+  EMA_DEVICE int position(int tile) const { return (begin + tile) * POSITIONS; }
+  EMA_DEVICE Tile<uint16_t, 64> gradients(int group) const { return {shared + group * Layout::TILE_BYTES}; }
+  EMA_DEVICE Tile<uint16_t, 64> responsibilities(int group) const { return gradients(GROUPS + group); }
+  EMA_DEVICE float* statistics(int group) const {
+    return reinterpret_cast<float*>(shared + Layout::NUMBERS_BEGIN) + group * Layout::NUMBERS;
+  }
+  EMA_DEVICE float* weights(int group) const { return statistics(group) + 3 * Layout::STATISTICS; }
+  EMA_DEVICE float* masses(int group) const { return weights(group) + Layout::WEIGHTS; }
+  EMA_DEVICE Barrier* rows_full() const { return reinterpret_cast<Barrier*>(shared + Layout::BARRIERS_BEGIN); }
+  EMA_DEVICE Barrier* ready(int group) const { return rows_full() + 1 + group; }
+  EMA_DEVICE Barrier* taken(int group) const { return ready(GROUPS + group); }
+  EMA_DEVICE Barrier* full(int stage) const { return taken(GROUPS + stage); }
+  EMA_DEVICE unsigned char* rows(int matrix) const { return shared + Layout::ROWS_BEGIN + matrix * ROWS_BYTES; }
+  EMA_DEVICE unsigned char* features(int stage) const { return rows(matrices) + stage * STAGE_BYTES; }
+
+  // One thread prepares all barriers and loads the rows.
+  EMA_DEVICE void start() const {
+    init_barrier(rows_full(), 1);
+    for (int i = 0; i < args.stages; ++i) init_barrier(full(i), LOADERS);
+    for (int i = 0; i < GROUPS; ++i) {
+      init_barrier(ready(i), GROUP);
+      init_barrier(taken(i), LOADERS);
+    }
+    publish_barriers();
+    arrive_expecting(rows_full(), matrices * ROWS_BYTES);
+    for (int matrix = 0; matrix < matrices; ++matrix)
+      for (int box = 0; box < V::CHANNELS / 64; ++box)
+        copy_box(rows(matrix) + box * 64 * 128, matrix == 0 ? args.logit_rows : args.sums_rows, rows_full(), 64 * box, 0,
+                 head(), batch());
+  }
+  // One thread loads the channels of a loader.
+  EMA_DEVICE void load(int tile, int stage, int loader) const {
+    constexpr int BOXES = V::CHANNELS / 64 / LOADERS;
+    arrive_expecting(full(stage), BOXES * BOX_BYTES);
+    for (int box = loader * BOXES; box < (loader + 1) * BOXES; ++box)
+      copy_box(features(stage) + box * BOX_BYTES, args.x, full(stage), 64 * box, position(tile), head(), batch());
+  }
+  // One thread stores what a group has made of a tile.
+  EMA_DEVICE void store(int tile, int group) const {
+    store_box(args.grad_logits, gradients(group).memory, 0, position(tile), head(), batch());
+    if (args.io.responsibilities != nullptr)
+      store_box(args.responsibilities, responsibilities(group).memory, 0, position(tile), head(), batch());
+    commit_stores();
+  }
+};
+
+// Numbers of the two bases of a thread, and of the 8 positions.
+struct BaseNumbers {
+  bool real[2];
+  float bias[2], powers[2], grad_mass[2], kept[2];
+
+  EMA_DEVICE BaseNumbers(const Args& args, int image) {
+    const EStepGradient& io = args.io;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int base = first_base() + 8 * half;
+      real[half] = base < args.num_bases;
+      const int64_t padded = static_cast<int64_t>(image) * 64 + base;
+      const bool summed = real[half] && io.sums_rows != nullptr;
+      bias[half] = real[half] && io.logit_bias != nullptr
+                       ? io.logit_bias[static_cast<int64_t>(image) * args.num_bases + base] : 0.f;
+      powers[half] = summed ? io.powers[padded] : 0.f;
+      grad_mass[half] = summed ? io.grad_mass[padded] : 0.f;
+      kept[half] = io.sums_rows != nullptr ? powers[half] : RESPONSIBILITY_SCALE;
+    }
+  }
+};
+
+template <class V>
+EMA_DEVICE void make_gradients(const Work<V>& work, int group) {
+  using Math = typename V::Math;
+  const Args& args = work.args;
+  const bool leads = group_thread() == 0;
+  const BaseNumbers bases(args, work.image);
+  float *maxima = work.statistics(group), *totals = maxima + GradientLayout::STATISTICS;
+  float* along = totals + GradientLayout::STATISTICS;
+  auto larger = [](float a, float b) { return fmaxf(a, b); };
+  auto added = [](float a, float b) { return a + b; };
+  if constexpr (!V::M_STEP)
+    if (leads)
+      for (int i = group; i < args.stages && i < work.count; i += GROUPS) work.load(i, i, 0);
+  __syncwarp();
+  wait(work.rows_full(), 0);
+
+  float masses[2] = {};
+  int stage = group;
+  uint32_t parity = 0;
+  for (int i = group; i < work.count; i += GROUPS) {
+    float z[POSITIONS / 2], grad[POSITIONS / 2], values[8];
+    wait(work.full(stage), parity);
+    begin_products();
+    multiply_rows<Math, V::CHANNELS>(z, work.rows(0), work.features(stage));
+    commit_products();
+    multiply_rows<Math, V::CHANNELS>(grad, work.rows(work.matrices - 1), work.features(stage));
+    commit_products();
+    const int position = work.position(i);
+    // 0 beyond the last position; in turns, for some warps still read those of the last tile
+    float* weights = work.weights(group) + i / GROUPS % 2 * POSITIONS;
+    if (group_thread() < POSITIONS)
+      weights[group_thread()] =
+          position_weight(args.io.weight, work.image, args.heads, position + group_thread(), args.positions);
+    wait_for_products<1>();
+    settle(z);
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      float &one = z[at(c)], &other = z[at(c) + 2];
+      one += bases.bias[0], other += bases.bias[1];
+      values[c] = fmaxf(bases.real[0] ? one : -INFINITY, bases.real[1] ? other : -INFINITY);
+    }
+    share_positions(values, maxima, larger);
+    // the tiles of the last turn are in memory, and free
+    if (!V::M_STEP && leads) wait_for_reads<0>();
+    meet(1 + group, GROUP);
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      const float maximum = shared_position(maxima, c, larger);
+      float &one = z[at(c)], &other = z[at(c) + 2];
+      one = bases.real[0] ? Math::exponential(one - maximum) : 0.f;
+      other = bases.real[1] ? Math::exponential(other - maximum) : 0.f;
+      values[c] = one + other;
+    }
+    share_positions(values, totals, added);
+    wait_for_products<0>();
+    settle(grad);
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      values[c] = 0;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float& value = grad[at(c) + 2 * half];
+        value = weights[position_of(c)] * (value * bases.powers[half] + bases.grad_mass[half]);
+        values[c] += z[at(c) + 2 * half] * value;
+      }
+    }
+    share_positions(values, along, added);
+    meet(1 + group, GROUP);
+    if constexpr (!V::M_STEP)
+      if (leads && i + args.stages < work.count) work.load(i + args.stages, stage, 0);
+    __syncwarp();
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      const float factor = 1 / shared_position(totals, c, added);
+      const float mean = factor * shared_position(along, c, added);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float &one = z[at(c) + 2 * half], &value = grad[at(c) + 2 * half];
+        one *= factor;
+        value = bases.real[half] ? one * (value - mean) : 0.f;
+        one *= weights[position_of(c)] * bases.kept[half];
+        masses[half] += value;
+      }
+    }
+    if (V::M_STEP && i >= GROUPS) wait(work.taken(group), i / GROUPS - 1 & 1);
+    store_positions<Math>(grad, work.gradients(group));
+    store_positions<Math>(z, work.responsibilities(group));
+    fence_copies();
+    if constexpr (V::M_STEP) {
+      arrive(work.ready(group));
+    } else {
+      meet(1 + group, GROUP);
+      if (leads) work.store(i, group);
+      __syncwarp();
+    }
+    stage += GROUPS;
+    if (stage >= args.stages) stage -= args.stages, parity ^= 1;
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    masses[half] += __shfl_xor_sync(~0u, masses[half], 1);
+    masses[half] += __shfl_xor_sync(~0u, masses[half], 2);
+    if (lane() % 4 == 0) work.masses(group)[first_base() + 8 * half] = masses[half];
+  }
+  if (!V::M_STEP && leads) wait_for_reads<0>();
+}
+
+// The sums of the features with the gradients, of the channels of one warpgroup.
+template <class V>
+EMA_DEVICE void add_up(const Work<V>& work, int part) {
+  using Math = typename V::Math;
+  // 256 columns at once want more registers than a thread of 512 has before it takes some
+  constexpr int COLUMNS = V::CHANNELS / V::M_GROUPS, WIDTH = COLUMNS < 128 ? COLUMNS : 128;
+  const bool leads = group_thread() == 0;
+  const int barrier = 1 + GROUPS + part;
+  if (leads)
+    for (int i = 0; i < work.args.stages && i < work.count; ++i) work.load(i, i, part);
+  __syncwarp();
+  float sums[COLUMNS / WIDTH][WIDTH / 2] = {};
+  int stage = 0;
+  uint32_t parity = 0;
+  for (int i = 0; i < work.count; ++i) {
+    const int group = i % GROUPS;
+    wait(work.full(stage), parity);
+    wait(work.ready(group), i / GROUPS & 1);
+    if (part == 0 && leads) work.store(i, group);
+    __syncwarp();
+    const Operand left = make_operand(work.gradients(group).memory, 0, 1024);
+    const Operand right = make_operand(work.features(stage) + part * (COLUMNS / 64) * BOX_BYTES, BOX_BYTES, 1024);
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < POSITIONS / 16; ++k)
+#pragma unroll
+      for (int j = 0; j < COLUMNS / WIDTH; ++j)
+        multiply_group<Math::DTYPE, WIDTH, true, true>(sums[j], moved(left, 2048 * k),
+                                                       moved(right, 2048 * k + j * (WIDTH / 64) * BOX_BYTES), true);
+    commit_products();
+    wait_for_products<0>();
+    meet(barrier, GROUP);
+    if (leads) {
+      if (part == 0) wait_for_reads<0>();
+      arrive(work.taken(group));
+      if (i + work.args.stages < work.count) work.load(i + work.args.stages, stage, part);
+    }
+    __syncwarp();
+    if (++stage == work.args.stages) stage = 0, parity ^= 1;
+  }
+  const int width = padded_channels(work.args.io.x.channels);
+  float* slot = work.args.io.sums + (static_cast<int64_t>(blockIdx.x) * 64 + first_base()) * width;
+#pragma unroll
+  for (int j = 0; j < COLUMNS / WIDTH; ++j) {
+    settle(sums[j]);
+#pragma unroll
+    for (int i = 0; i < WIDTH / 2; i += 4) {
+      const int channel = part * COLUMNS + j * WIDTH + 2 * i + lane() % 4 * 2;
+      if (channel >= width) break;
+      *reinterpret_cast<float2*>(slot + channel) = make_float2(sums[j][i], sums[j][i + 1]);
+      *reinterpret_cast<float2*>(slot + 8 * width + channel) = make_float2(sums[j][i + 2], sums[j][i + 3]);
+    }
+  }
+}
+#endif
+
+template <class V>
+__global__ void __launch_bounds__(V::THREADS, 1) e_step_gradient_kernel(const __grid_constant__ Args args) {
+#if EMA_HOPPER
+  EMA_SHARED(shared);
+  wait_for_predecessors();
+  if (threadIdx.x == 0) Work<V>(args, shared).start();
+  __syncthreads();
+  const int group = __shfl_sync(~0u, threadIdx.x / GROUP, 0);
+  if (group < GROUPS) {
+    if constexpr (V::M_GROUPS == 2) give_registers<96>();
+    make_gradients(Work<V>(args, shared), group);
+  } else {
+    if constexpr (V::M_GROUPS == 2) take_registers<160>();
+    if constexpr (V::M_STEP) add_up(Work<V>(args, shared), group - GROUPS);
+  }
+  __syncthreads();
+  if (threadIdx.x < 64) {
+    const Work<V> work(args, shared);
+    args.io.masses[static_cast<int64_t>(blockIdx.x) * 64 + threadIdx.x] =
+        work.masses(0)[threadIdx.x] + work.masses(1)[threadIdx.x];
+  }
+#endif
+}
+
+// Calls `run` with the variant of the problem.
+template <class Math, bool M_STEP, class Run>
+cudaError_t with_channels(const Problem& problem, Run run) {
+  switch (compiled_channels(problem.channels)) {
+    case 64: return run(Variant<Math, 64, M_STEP>{});
+    case 128: return run(Variant<Math, 128, M_STEP>{});
+    case 256: return run(Variant<Math, 256, M_STEP>{});
+    default: return run(Variant<Math, 512, M_STEP>{});
+  }
+}
+
+}  // namespace
+
+cudaError_t e_step_gradient(const Problem& problem, const EStepPlan& plan, const EStepGradient& io,
+                            cudaStream_t stream) {
+  Args args{io, plan.splits, plan.feature_slots, problem.heads, problem.positions, problem.num_bases, {}, {}, {}, {}, {}};
+  cudaError_t error = cudaSuccess;
+  auto describe = [&](TensorMap* map, const Matrices& matrices, int lines) {
+    if (error == cudaSuccess && matrices.data != nullptr) error = make_tensor_map(map, matrices, lines);
+  };
+  const int width = padded_channels(problem.channels), lines = GradientLayout::POSITIONS;
+  describe(&args.x, as_matrices(problem, io.x), lines);
+  describe(&args.logit_rows, as_matrices(problem, io.logit_rows, 64, width), 64);
+  describe(&args.sums_rows, as_matrices(problem, io.sums_rows, 64, width), 64);
+  describe(&args.responsibilities, as_matrices(problem, io.responsibilities, problem.positions, 64), lines);
+  describe(&args.grad_logits, as_matrices(problem, io.grad_logits, problem.positions, 64), lines);
+  if (error != cudaSuccess) return error;
+  auto run = [&](auto variant) {
+    using V = decltype(variant);
+    return launch(e_step_gradient_kernel<V>, dim3(problem.images() * plan.splits), dim3(V::THREADS),
+                  plan.shared_memory, stream, args);
+  };
+  return with_half_math(problem, [&](auto math) {
+    using Math = decltype(math);
+    return plan.fused ? with_channels<Math, true>(problem, run) : with_channels<Math, false>(problem, run);
+  });
+}
+
+}  // namespace ema::hopper
