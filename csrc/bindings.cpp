@@ -134,7 +134,9 @@ void bind_plan(py::module_& m) {
       .def_readwrite("shared_memory", &ProductsPlan::shared_memory);
   py::class_<UnitTailPlan>(m, "UnitTailPlan")
       .def_readwrite("slots", &UnitTailPlan::slots)
-      .def_readwrite("shared_memory", &UnitTailPlan::shared_memory);
+      .def_readwrite("shared_memory", &UnitTailPlan::shared_memory)
+      .def_readwrite("hopper", &UnitTailPlan::hopper)
+      .def_readwrite("splits", &UnitTailPlan::splits);
   py::class_<Plan>(m, "Plan")
       .def_readwrite("e_step", &Plan::e_step)
       .def_readwrite("iteration", &Plan::iteration)

@@ -221,11 +221,26 @@ ProductsPlan plan_products(const Problem& problem, int products, int channels, c
   return plan;
 }
 
-// Two blocks on a multiprocessor hide each other's waits, so they come before depth.
+// Two blocks on a multiprocessor hide each other's waits, so they come before depth; csrc/hopper fills it with one.
 UnitTailPlan plan_unit_tail(const Problem& problem, const Device& device) {
   const int size = element_size(problem.dtype);
   const int kept = TILE * padded_bases(problem.num_bases) * size + TILE * CHUNK_BYTES;
   UnitTailPlan plan;
+  // rows of the weight start at multiples of 16 bytes too
+  plan.hopper = for_hopper(problem, device) && problem.channels % 8 == 0;
+  if (plan.hopper) {
+    const int rest = hopper::UNIT_TAIL_GROUPS_BYTES + BARRIER_BYTES;
+    plan.slots = (device.shared_memory - rest) / hopper::UNIT_TAIL_SLOT_BYTES;
+    plan.shared_memory = plan.slots * hopper::UNIT_TAIL_SLOT_BYTES + rest;
+    SplitCost cost;
+    cost.works = problem.images() * ceil_div(problem.channels, hopper::UNIT_TAIL_OUTPUTS);
+    cost.tiles = ceil_div(problem.positions, hopper::UNIT_TAIL_POSITIONS);
+    cost.tile_bytes = ceil_div(problem.channels, 64) * hopper::UNIT_TAIL_SLOT_BYTES;
+    cost.block_bytes = cost.slot_bytes = 0;
+    cost.blocks = cost.multiprocessors = device.multiprocessors;
+    plan.splits = cost.best();
+    return plan;
+  }
   for (int blocks : {2, 1})
     for (plan.slots = MAX_SLOTS; plan.slots >= blocks; --plan.slots) {
       plan.shared_memory = kept + plan.slots * (OUTPUT_BYTES / size) * CHUNK_BYTES;

@@ -45,11 +45,13 @@ struct ProductsPlan {
   int shared_memory = 0;  // bytes
 };
 
-// Launch of unit_tail: one block for every tile and OUTPUT_BYTES of its channels.
+// Launch of unit_tail: one block for every tile and OUTPUT_BYTES of its channels. By csrc/hopper: for every split.
 constexpr int OUTPUT_BYTES = 512;
 struct UnitTailPlan {
   int slots = 1;          // pieces of bases and of the weight in shared memory
   int shared_memory = 0;  // bytes
+  bool hopper = false;    // by the kernels of csrc/hopper
+  int splits = 1;
 };
 
 // What an E-step or its gradient does beside its responsibilities.

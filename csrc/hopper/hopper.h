@@ -1,5 +1,5 @@
-// The kernels for Hopper, one launch function each, with the contracts of kernels/kernels.h; a plan says where they serve.
-// Limits: 16 bits, K <= 64, features that can be copied as boxes.
+// The kernels for Hopper, one launch function each, with the contracts of kernels/kernels.h; a plan says where they
+// serve. Limits: 16 bits, K <= 64, features that can be copied as boxes.
 #pragma once
 #include "../kernels/kernels.h"
 
@@ -10,6 +10,10 @@ constexpr int M_STEP_CHANNELS = 256, M_STEP_GROUPS = 2;
 // rank_k_products: positions and channels of a tile, and bytes of 64 bases of them and of two tiles of results.
 constexpr int PRODUCTS_TILE = 128, PRODUCTS_OPERAND_BYTES = PRODUCTS_TILE * 128;
 constexpr int PRODUCTS_RESULT_BYTES = 2 * PRODUCTS_TILE * PRODUCTS_TILE * 2;
+// unit_tail: positions and channels of a tile; bytes of 64 inner channels of the bases and of the weight, and of what
+// the warpgroups have for themselves, y and responsibilities of two tiles.
+constexpr int UNIT_TAIL_POSITIONS = 128, UNIT_TAIL_OUTPUTS = 256, UNIT_TAIL_SLOT_BYTES = (64 + UNIT_TAIL_OUTPUTS) * 128;
+constexpr int UNIT_TAIL_GROUPS_BYTES = 2 * UNIT_TAIL_POSITIONS * (UNIT_TAIL_OUTPUTS + 2 * 64);
 
 // e_step: channels at most, and the padded ones of the kernel that serves some: what lies beyond arrives as zeros.
 constexpr int E_STEP_CHANNELS = 512;
@@ -32,5 +36,6 @@ cudaError_t m_step(const Problem&, const MStepPlan& plan, const Features& featur
                    cudaStream_t stream);
 cudaError_t rank_k_products(const Problem&, const ProductsPlan& plan, int products, const void* left, const void* right,
                             float factor, const Features& out, bool saturate, cudaStream_t stream);
+cudaError_t unit_tail(const Problem&, const UnitTailPlan& plan, const UnitTail&, cudaStream_t stream);
 
 }  // namespace ema::hopper

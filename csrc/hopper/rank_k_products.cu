@@ -1,8 +1,8 @@
 // The reconstruction and the gradient of the features by boxes, in place of kernels/rank_k_products.cu.
 //
-// A block writes tiles of 128 positions by 128 channels: a group of channels of an image, a share of its positions. One
-// thread loads, two warpgroups multiply: 64 positions by 128 channels each, or 64 channels by 128 positions if those are
-// fastest. Each stores what it made while the next products run. The right operands stay where all of them fit.
+// A block writes tiles of 128 positions by 128 channels: a group of channels of an image, a share of its positions.
+// One thread loads, two warpgroups multiply: 64 positions by 128 channels each, or 64 channels by 128 positions if they
+// are fastest. Each stores what it made while the next products run. The right operands stay where all of them fit.
 #include "hopper.h"
 #include "ring.h"
 

@@ -1,6 +1,7 @@
 // The end of the unit: reconstruction, ReLU, second convolution, residual and ReLU of a tile, written once.
 #include "../device/chunks.h"
 #include "../device/pipeline.h"
+#include "../hopper/hopper.h"
 #include "kernels.h"
 
 namespace ema {
@@ -121,6 +122,7 @@ __global__ void __launch_bounds__(THREADS, 2) unit_tail_kernel(const Args args) 
 }  // namespace
 
 cudaError_t unit_tail(const Problem& problem, const UnitTailPlan& plan, const UnitTail& io, cudaStream_t stream) {
+  if (plan.hopper) return hopper::unit_tail(problem, plan, io, stream);
   const int outputs = OUTPUT_BYTES / element_size(problem.dtype);
   const int tiles = (problem.positions - 1) / TILE + 1, groups = (problem.channels - 1) / outputs + 1;
   const dim3 grid(problem.images() * tiles * groups);

@@ -177,7 +177,7 @@ class CudaBackend(Backend):
         return grad_x, *small
 
     def em_unit(self, problem, x, bases, weight, weight1, bias1, weight2, bias2):
-        x, bases = in_order(problem, x), bases.to(torch.float32)
+        x, bases, weight2 = in_order(problem, x), bases.to(torch.float32), aligned(weight2)
         y, last = empty_like_order(x), empty(problem, problem.batch, 1, problem.channels, problem.num_bases)
         self._run(
             "em_unit", problem, as_features(problem, x), as_weight(weight), as_bases(bases),
@@ -298,6 +298,11 @@ def as_features(problem: Problem, rows: Tensor) -> tuple[int, ...]:
     else:
         channel = 1
     return rows.data_ptr(), batch, head, position, channel, rows.shape[3]
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """`tensor` from a multiple of 16 bytes on: itself or a copy."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def can_be_boxed(argument: Any) -> bool:

@@ -238,6 +238,11 @@ def test_products_on_hopper_keep_the_limits(core, channels, grad_iters):
     stage = 128 * (64 + (512 if channels > 256 else 256))
     assert plan.m_step.shared_memory == plan.m_step.slots * stage + 128 <= 227 * KIB
     assert 3 <= plan.m_step.slots <= 6
+    assert plan.unit_tail.hopper == (channels % 8 == 0)
+    if plan.unit_tail.hopper:
+        assert plan.unit_tail.shared_memory == plan.unit_tail.slots * 40 * KIB + 96 * KIB + 128 <= 227 * KIB
+        assert plan.unit_tail.slots == 3
+        assert 1 <= plan.unit_tail.splits <= -(-(65**2) // 128)
 
 
 def test_e_steps_that_hopper_serves(core):

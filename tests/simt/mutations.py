@@ -21,7 +21,7 @@ CONVOLVE, TAIL, UNIT = "kernels/convolve_bases.cu", "kernels/unit_tail.cu", "uni
 HOPPER_GRADIENT = "hopper/e_step_gradient.cu"
 TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_block.h", "device/pipeline.h"
 HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_step.cu", "hopper/ring.h"
-HOPPER_E_STEP = "hopper/e_step.cu"
+HOPPER_E_STEP, HOPPER_TAIL = "hopper/e_step.cu", "hopper/unit_tail.cu"
 WAIT, WAIT_FOR_TOO_FEW = "copy_async_wait(next - 1 - i);", "copy_async_wait(next - i);"
 WAIT_EARLY, BARRIER = f"if (!late) {WAIT}", "__syncthreads();"
 
@@ -185,6 +185,27 @@ OTHERS = [
         "first_channel + i * CHANNELS, head",
         "i * CHANNELS, head",
         ("Hopper reconstruct",),
+    ),
+    Mutation(
+        "Hopper's unit: x comes while y is read",
+        HOPPER_TAIL,
+        "wait_for_reads<0>();\n      arrive_expecting",
+        "arrive_expecting",
+        ("Hopper unit",),
+    ),
+    Mutation(
+        "Hopper's unit: responsibilities and x come before the last ones are read",
+        HOPPER_TAIL,
+        "fence_copies();\n    meet(1 + group, 128);",
+        "fence_copies();",
+        ("Hopper unit",),
+    ),
+    Mutation(
+        "Hopper's unit: channels of the result",
+        HOPPER_TAIL,
+        "args.bias + work.output",
+        "args.bias",
+        ("Hopper unit image",),
     ),
     Mutation(
         "bases: sums of divided weights are not multiplied again",
