@@ -1,10 +1,11 @@
-"""`EMAUnit` with and without its first convolution folded into the bases, on one thread of a CPU.
+"""`EMAUnit` with and without its first convolution folded into the bases.
 
-    python -m benchmarks.folding FOLDER
+    python -m benchmarks.folding FOLDER                              one thread of a CPU
+    python -m benchmarks.folding FOLDER --device cuda --batch 1 16
 
-writes FOLDER/folding.md. Both take turns, and the table shows the ratio of neighbouring runs, plain over folded, as
-20, 50 and 80 percent: above 1, folding is faster. Times are those of the processor, so that other processes on
-the machine disturb less. The modes:
+write FOLDER/folding.md. Both take turns, and the table shows the ratio of neighbouring runs, plain over folded, as
+20, 50 and 80 percent: above 1, folding is faster. On a CPU times are those of the processor, so that other processes
+on the machine disturb less; on a GPU they are wall times with the launches by Python. The modes:
 
     operator    evaluation without a gradient, the whole unit as `ema_ops::em_unit`
     parts       the same with a group norm, which the operator does not serve
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -40,46 +41,57 @@ DTYPES = (torch.float32, torch.bfloat16)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of the table")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "folding.md").open("w") as file:
-        for line in table(options.repeats):
+        for line in table(options.device, options.batch, options.repeats):
             print(line, flush=True)
             print(line, file=file, flush=True)
 
 
-def table(repeats: int) -> Iterator[str]:
+def table(device: torch.device, batches: list[int], repeats: int) -> Iterator[str]:
     """The lines of the table, measured as they are asked for."""
-    yield f"{device_name(torch.device('cpu'))}, one thread, torch {torch.__version__}, {now()}, commit {commit()}."
-    yield "B = 1, T = 3, contiguous images. Milliseconds without folding; ratio without / with folding, p20 p50 p80."
+    threads = ", one thread" if device.type == "cpu" else ""
+    yield f"{device_name(device)}{threads}, torch {torch.__version__}, {now()}, commit {commit()}."
+    yield "T = 3, contiguous images. Milliseconds without folding; ratio without / with folding, p20 p50 p80."
     yield ""
-    yield "| dtype | C | H = W | K | " + " | ".join(f"{mode}, ms | ratio" for mode in MODES) + " |"
-    yield "|---" * (4 + 2 * len(MODES)) + "|"
-    for dtype, (channels, size, num_bases) in product(DTYPES, SHAPES):
-        cells = [str(dtype).removeprefix("torch."), channels, size, num_bases]
+    yield "| dtype | B | C | H = W | K | " + " | ".join(f"{mode}, ms | ratio" for mode in MODES) + " |"
+    yield "|---" * (5 + 2 * len(MODES)) + "|"
+    for dtype, batch, (channels, size, num_bases) in product(DTYPES, batches, SHAPES):
+        cells: list[object] = [str(dtype).removeprefix("torch."), batch, channels, size, num_bases]
+        x = torch.randn(batch, channels, size, size, device=device).to(dtype)
         for mode in MODES:
-            times = measure(channels, size, num_bases, dtype, mode, repeats)
-            low, middle, high = np.percentile(times[0] / times[1], (20, 50, 80))
-            cells += [f"{np.median(times[0]):.3g}", f"{low:.2f} **{middle:.2f}** {high:.2f}"]
+            plain, folded = measure(x, num_bases, mode, repeats)
+            low, middle, high = np.percentile(plain / folded, (20, 50, 80))
+            cells += [f"{np.median(plain):.3g}", f"{low:.2f} **{middle:.2f}** {high:.2f}"]
         yield "| " + " | ".join(map(str, cells)) + " |"
 
 
-def measure(channels: int, size: int, num_bases: int, dtype: torch.dtype, mode: str, repeats: int) -> np.ndarray:
+def measure(x: Tensor, num_bases: int, mode: str, repeats: int) -> np.ndarray:
     """Milliseconds [2, repeats] without and with folding, run in turns."""
     norm = partial(nn.GroupNorm, 32) if mode == "parts" else nn.BatchNorm2d
-    unit = EMAUnit(channels, num_bases, norm_layer=norm).to(dtype).train(mode == "training")
-    x = torch.randn(1, channels, size, size).to(dtype)
-    step: Callable[[], None] = partial(train if mode == "training" else evaluate, unit, x)
+    unit = EMAUnit(x.shape[1], num_bases, norm_layer=norm).to(x.device, x.dtype).train(mode == "training")
+    step = partial(train if mode == "training" else evaluate, unit, x)
     times = np.empty((2, repeats + 1))
     for repeat, folded in product(range(repeats + 1), (0, 1)):
         unit.fold = bool(folded)
-        start = time.process_time()
+        start = clock(x.device)
         step()
-        times[folded, repeat] = 1e3 * (time.process_time() - start)
+        times[folded, repeat] = 1e3 * (clock(x.device) - start)
     return times[:, 1:]
+
+
+def clock(device: torch.device) -> float:
+    """Seconds of the processor, or, on a GPU with nothing left to do, of the wall."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def evaluate(unit: EMAUnit, x: Tensor) -> None:

@@ -2,7 +2,8 @@
 # The one script for a machine with a GPU: build, GPU tests, sanitizers, microbenchmark, report. It needs no network.
 #
 # Usage: benchmarks/gpu_check.sh FOLDER [STAGE...]    stages: tests triton random sanitizer bench
-#        validation hopper hopper_sanitizer hopper_bench; without one the first five
+#        validation unit hopper hopper_sanitizer hopper_bench; without one the first five
+# unit: when the convolutions of the EMA unit should be folded into the loop.
 # Those with hopper are for an H100 or H200: what the parts of a multiprocessor do in a clock, then tests and times with
 # EMA_OPS_HOPPER. The tests use a build whose waits end in an error instead of hanging.
 # Before any stage the core is built (nothing to do the second time); behind them comes the report. Every stage takes
@@ -16,7 +17,7 @@
 # Where nothing can be built, a core that is already there is used: ema_ops/_C.*.so for this Python.
 set -u
 usual="tests triton random sanitizer bench"
-stages="$usual validation hopper hopper_sanitizer hopper_bench"
+stages="$usual validation unit hopper hopper_sanitizer hopper_bench"
 [ $# -ge 1 ] || { echo "usage: $0 FOLDER [STAGE...], with stages of: $stages" >&2; exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 shift
@@ -147,6 +148,7 @@ for stage in $chosen; do
           --mode forward backward unit --backends cuda $([ -n "$parts" ] || echo triton) \
           --peers $([ -n "$parts" ] || echo official-compiled) --out "$out/hopper"
       done ;;
+    unit) part unit 500 unit.txt "$python" -m benchmarks.folding "$out" --device cuda --batch 1 16 ;;
     validation)
       part validation 560 validation.txt "$python" -m ema_ops validate --device cuda --ablation-seeds 1 --jobs 4 \
         --out "$out/validation" ;;
