@@ -55,7 +55,6 @@ __global__ void __launch_bounds__(128 * M_STEP_GROUPS + 32, 1)
     m_step_kernel(const __grid_constant__ TensorMap left, const __grid_constant__ TensorMap features, const Args args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
-  wait_for_predecessors();
   const int slot_bytes = LEFT_BYTES + args.groups * FEATURE_BYTES;
   const int channel_groups = (args.width - 1) / (args.groups * CHANNELS) + 1;
   const int split = blockIdx.x % args.plan.splits;
@@ -65,6 +64,7 @@ __global__ void __launch_bounds__(128 * M_STEP_GROUPS + 32, 1)
   Ring ring(shared + args.plan.slots * slot_bytes, args.plan.slots);
   if (threadIdx.x == 0) ring.init(4 * args.groups);
   __syncthreads();
+  wait_for_predecessors();
 
   const int group = warp() / 4;
   if (group == args.groups) {

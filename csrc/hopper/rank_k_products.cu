@@ -90,12 +90,12 @@ __global__ void __launch_bounds__(THREADS, 1)
                            const __grid_constant__ TensorMap out, const Args args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
-  wait_for_predecessors();
   const Memory memory(shared, args);
   const Work work(args, (args.channels - 1) / PRODUCTS_TILE + 1);
   Ring ring(memory.barriers, args.plan.slots);
   if (threadIdx.x == 0) ring.init(MULTIPLIERS / 32);
   __syncthreads();
+  wait_for_predecessors();
   auto right_of = [&](int product) {
     return memory.right + (args.plan.resident ? product : ring.slot) * OPERAND_BYTES;
   };

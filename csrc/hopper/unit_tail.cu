@@ -128,7 +128,6 @@ template <class Math, bool POSITIONS_FASTEST>
 __global__ void __launch_bounds__(THREADS, 1) unit_tail_kernel(const __grid_constant__ Maps maps, const Args args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
-  wait_for_predecessors();
   const Work work(args, (args.channels - 1) / OUTPUTS + 1);
   const int chunks = (args.channels - 1) / 64 + 1, group = warp() / 4;
   Ring ring(shared + args.plan.slots * UNIT_TAIL_SLOT_BYTES + UNIT_TAIL_GROUPS_BYTES, args.plan.slots);
@@ -140,6 +139,7 @@ __global__ void __launch_bounds__(THREADS, 1) unit_tail_kernel(const __grid_cons
     publish_barriers();
   }
   __syncthreads();
+  wait_for_predecessors();
 
   if (group == GROUPS) {
     give_registers<24>();

@@ -1,4 +1,6 @@
-"""The products of csrc/hopper: numbers that float16 cannot hold, images that stay apart, every way to launch them."""
+"""The products of csrc/hopper and the end of the unit: numbers that float16 cannot hold, images that stay apart, every
+way to launch them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import pytest
 import torch
 from backend_checks import assert_same_bits, check, make_bases, make_features, normal, run, run_loop
 from emulated import EmulatedBackend, installed
+from unit_checks import check_unit, make_parameters, run_unit
 
 LARGEST = 65504  # of float16
 PRODUCTS, M_STEPS = ("reconstruction", "grad_x", "value_grad_x"), ("m_step", "value_m_step")
@@ -16,7 +19,7 @@ def hopper(core):
     """The backend of a device with two multiprocessors; every plan must serve products by csrc/hopper."""
 
     def look(plan):
-        assert all(getattr(plan, name).hopper for name in (*PRODUCTS, *M_STEPS))
+        assert all(getattr(plan, name).hopper for name in (*PRODUCTS, *M_STEPS, "unit_tail"))
 
     backend = EmulatedBackend(core, 2, hopper=True)
     backend.change_plan = look
@@ -48,8 +51,20 @@ def test_an_image_of_nan_leaves_its_neighbours_alone(hopper, layout):
         assert_same_bits(clean, spoiled, neighbour)
 
 
+@pytest.mark.parametrize("layout", ["rows", "image"])
+def test_an_image_of_nan_leaves_the_unit_of_its_neighbours_alone(hopper, layout):
+    x = make_features((3, 1, 72, 72), torch.bfloat16, layout)
+    parameters = make_parameters(72, 20, torch.bfloat16)
+    clean = run_unit(x, parameters, backend="cuda", num_iters=1)
+    x[1] = torch.nan
+    spoiled = run_unit(x, parameters, backend="cuda", num_iters=1)
+    assert spoiled[0][1].isnan().all()
+    for neighbour in (slice(1), slice(2, 3)):
+        assert_same_bits(clean, spoiled, neighbour)
+
+
 def use_splits(plan):
-    for name in (*PRODUCTS, *M_STEPS):
+    for name in (*PRODUCTS, *M_STEPS, "unit_tail"):
         getattr(plan, name).splits = 3
 
 
@@ -62,6 +77,7 @@ def use_few_slots(plan):
         m_step = getattr(plan, name)
         m_step.shared_memory = (m_step.shared_memory - 128) // m_step.slots + 128
         m_step.slots = 1
+    plan.unit_tail.slots, plan.unit_tail.shared_memory = 1, (40 + 96) * 1024 + 128
 
 
 @pytest.mark.parametrize("change", [use_splits, use_few_slots])
@@ -75,6 +91,22 @@ def test_every_plan_gives_right_results(hopper, layout, change):
     }
     grad = make_features((1, 400, 264), torch.bfloat16, layout, seed=6)
     check("reconstruct", inputs, (grad,), "cuda")
+    x = make_features((1, 1, 400, 264), torch.bfloat16, layout)
+    check_unit(x, make_parameters(264, 33, torch.bfloat16), "cuda", num_iters=1)
+
+
+@pytest.mark.parametrize("positions", [1, 31, 129])
+def test_units_of_any_size(hopper, positions):
+    x = make_features((2, 1, positions, 8), torch.float16)
+    check_unit(x, make_parameters(8, 3, torch.float16), "cuda", num_iters=2)
+
+
+def test_a_weight_from_any_address_on(hopper):
+    x, parameters = make_features((1, 1, 40, 64), torch.bfloat16), make_parameters(64, 5, torch.bfloat16)
+    expected = run_unit(x, parameters, backend="cuda")
+    memory = torch.zeros(64 * 64 + 1, dtype=torch.bfloat16)
+    shifted = memory[1:].view(64, 64).copy_(parameters["weight2"])
+    assert_same_bits(expected, run_unit(x, parameters | {"weight2": shifted}, backend="cuda"))
 
 
 def test_slices_are_read_and_written_in_place(hopper):
