@@ -104,14 +104,16 @@ void bind_problem(py::module_& m) {
 
 void bind_plan(py::module_& m) {
   py::class_<Device>(m, "Device")
-      .def(py::init([](int multiprocessors, int shared_memory, bool hopper, bool overlap) {
-             return Device{multiprocessors, shared_memory, hopper, overlap};
+      .def(py::init([](int multiprocessors, int shared_memory, bool hopper, bool overlap, bool one_launch) {
+             return Device{multiprocessors, shared_memory, hopper, overlap, one_launch};
            }),
-           "multiprocessors"_a, "shared_memory"_a, "hopper"_a = false, "overlap"_a = false)
+           "multiprocessors"_a, "shared_memory"_a, "hopper"_a = false, "overlap"_a = false,
+           "one_launch"_a = false)
       .def_readonly("multiprocessors", &Device::multiprocessors)
       .def_readonly("shared_memory", &Device::shared_memory)
       .def_readonly("hopper", &Device::hopper)
-      .def_readonly("overlap", &Device::overlap);
+      .def_readonly("overlap", &Device::overlap)
+      .def_readonly("one_launch", &Device::one_launch);
   // Writable, so that tests can launch the kernels in every way that they promise to work.
   py::class_<EStepPlan>(m, "EStepPlan")
       .def_readwrite("splits", &EStepPlan::splits)
@@ -137,7 +139,13 @@ void bind_plan(py::module_& m) {
       .def_readwrite("shared_memory", &UnitTailPlan::shared_memory)
       .def_readwrite("hopper", &UnitTailPlan::hopper)
       .def_readwrite("splits", &UnitTailPlan::splits);
+  py::class_<LoopPlan>(m, "LoopPlan")
+      .def_readwrite("one_launch", &LoopPlan::one_launch)
+      .def_readwrite("cluster", &LoopPlan::cluster)
+      .def_readwrite("clusters", &LoopPlan::clusters)
+      .def_readwrite("positions", &LoopPlan::positions);
   py::class_<Plan>(m, "Plan")
+      .def_readwrite("loop", &Plan::loop)
       .def_readwrite("e_step", &Plan::e_step)
       .def_readwrite("iteration", &Plan::iteration)
       .def_readwrite("gradient", &Plan::gradient)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "hopper/em_loop.h"
 #include "products.h"
 
 namespace ema {
@@ -14,6 +15,45 @@ struct ForwardSpace {
   ForwardSpace(const Problem& problem, const Plan& plan, Arena& arena)
       : iteration(problem, plan, true, arena), value_rows(arena.take(row_bytes(problem, problem.channels))) {}
 };
+
+// The workspace of the loop in one launch.
+struct LoopSpace {
+  hopper::EmLoop loop;
+  void* rows;
+  float* maxima = nullptr;
+
+  LoopSpace(const Problem& problem, const LoopPlan& plan, Arena& arena)
+      : rows(arena.take(row_bytes(problem, problem.channels))) {
+    const int64_t clusters = int64_t{problem.images()} * plan.clusters, lines = clusters * padded_bases(problem.num_bases);
+    const int width = hopper::loop_width(problem.channels), pairs = (plan.positions + TILE - 1) / TILE;
+    loop.logit_rows = rows;
+    loop.responsibilities = arena.take(clusters * plan.cluster * pairs * TILE * CHUNK_BYTES);
+    loop.rows = arena.take(lines * width * element_size(problem.dtype));
+    if (problem.weighted && problem.dtype == Dtype::float16)
+      loop.weight_maxima = maxima = arena.take_floats(int64_t{problem.images()} * WEIGHT_PARTS);
+    if (plan.clusters == 1) return;
+    loop.sums = arena.take_floats(2 * lines * width);
+    loop.masses = arena.take_floats(2 * lines);
+    loop.counts = static_cast<unsigned*>(arena.take(int64_t{4} * problem.images() * plan.cluster));
+  }
+};
+
+void em_loop(const Call& call, const Forward& io, Arena workspace) {
+  const Problem& problem = call.problem;
+  LoopSpace space(problem, call.plan.loop, workspace);
+  if (space.maxima != nullptr)
+    call.check("weight_maxima", weight_maxima(problem, io.weight, space.maxima, call.stream));
+  call.pack(io.initial, problem.channels, problem.scale, space.rows, io.path);
+  hopper::EmLoop loop = space.loop;
+  loop.x = io.x;
+  loop.y = io.y;
+  loop.weight = io.weight;
+  loop.path = io.path;
+  loop.bases = io.bases;
+  loop.mass = io.mass;
+  loop.length = io.length;
+  call.check("em_loop", hopper::em_loop(problem, call.plan.loop, loop, call.stream));
+}
 
 // Two products for every iteration: weighted responsibilities and the gradient of the sums, the gradient of the logits
 // and the bases they were made with.
@@ -40,6 +80,7 @@ struct BackwardSpace {
 }  // namespace
 
 void em_forward(const Call& call, const Forward& io, Arena workspace) {
+  if (call.plan.loop.one_launch) return em_loop(call, io, workspace);
   const Problem& problem = call.problem;
   const ForwardSpace space(problem, call.plan, workspace);
   const int64_t columns = int64_t{problem.images()} * problem.num_bases, matrices = columns * problem.channels;
@@ -61,7 +102,10 @@ void em_forward(const Call& call, const Forward& io, Arena workspace) {
 
 int64_t em_forward_bytes(const Problem& problem, const Plan& plan) {
   Arena arena;
-  ForwardSpace(problem, plan, arena);
+  if (plan.loop.one_launch)
+    LoopSpace(problem, plan.loop, arena);
+  else
+    ForwardSpace(problem, plan, arena);
   return arena.used();
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "hopper/em_loop.h"
 #include "hopper/gradient_layout.h"
 
 namespace ema {
@@ -44,10 +45,13 @@ struct SplitCost {
   }
 };
 
-// Whether the kernels of csrc/hopper may serve a problem.
+// What the kernels of csrc/hopper ask for.
+bool fits_hopper(const Problem& problem, const Device& device) {
+  return device.shared_memory >= HOPPER_SHARED_MEMORY && problem.boxed && element_size(problem.dtype) == 2 &&
+         problem.num_bases <= SMALL_BASES;
+}
 bool for_hopper(const Problem& problem, const Device& device) {
-  return device.hopper && device.shared_memory >= HOPPER_SHARED_MEMORY && problem.boxed &&
-         element_size(problem.dtype) == 2 && problem.num_bases <= SMALL_BASES;
+  return device.hopper && fits_hopper(problem, device);
 }
 
 int chunk_elements(const Problem& problem) { return CHUNK_BYTES / element_size(problem.dtype); }
@@ -249,9 +253,26 @@ UnitTailPlan plan_unit_tail(const Problem& problem, const Device& device) {
   return plan;
 }
 
+// Clusters of 8 find room on any Hopper, and with one multiprocessor in 9 to spare all of them at the same time; with few
+// images several of them share one. Clusters of 16 are for images that are too many for that and leave room.
+LoopPlan plan_loop(const Problem& problem, const Device& device) {
+  const int images = problem.images(), at_once = device.multiprocessors / 9;
+  const int64_t tiles = tile_count(problem);
+  LoopPlan plan;
+  plan.one_launch = device.one_launch && fits_hopper(problem, device) && !problem.positions_fastest &&
+                    problem.channels <= hopper::LOOP_CHANNELS;
+  plan.cluster = 2 * images > at_once && 16 * images <= device.multiprocessors ? 16 : 8;
+  while (plan.cluster > 1 && plan.cluster / 2 >= tiles) plan.cluster /= 2;
+  if (plan.cluster == 8)
+    plan.clusters = static_cast<int>(std::clamp<int64_t>(at_once / images, 1, std::max<int64_t>(1, tiles / 8)));
+  plan.positions = round_up(static_cast<int>(ceil_div(problem.positions, plan.cluster * plan.clusters)), 8);
+  return plan;
+}
+
 Plan make_plan(const Problem& problem, const Device& device) {
   auto e_step = [&](const EStepWork& work) { return plan_e_step(problem, device, work); };
   Plan plan;
+  plan.loop = plan_loop(problem, device);
   plan.e_step = e_step({false, false, false});
   plan.iteration = e_step({true, false, false});
   plan.gradient = e_step({true, true, false});

@@ -9,6 +9,7 @@ struct Device {
   int shared_memory = 163 << 10;  // bytes that one block may use
   bool hopper = false;            // has what csrc/hopper needs, and it is wanted
   bool overlap = false;           // may start a kernel before the one in front of it has ended, and it is wanted
+  bool one_launch = false;        // has what csrc/hopper needs, and the whole loop is wanted in one launch
 };
 
 constexpr int TILE = 64;          // positions of a tile
@@ -54,6 +55,14 @@ struct UnitTailPlan {
   int splits = 1;
 };
 
+// The whole loop in one launch (hopper/em_loop.cu): for every image some clusters of blocks, each with its positions.
+struct LoopPlan {
+  bool one_launch = false;
+  int cluster = 1;    // blocks, up to 16, a power of two
+  int clusters = 1;   // of an image
+  int positions = 0;  // of a block, a multiple of 8
+};
+
 // What an E-step or its gradient does beside its responsibilities.
 struct EStepWork {
   bool m_step = false;      // an M-step follows: fused where it fits
@@ -65,9 +74,11 @@ EStepPlan plan_e_step(const Problem&, const Device&, const EStepWork&);
 MStepPlan plan_m_step(const Problem&, int channels, const Device&);
 ProductsPlan plan_products(const Problem&, int products, int channels, const Device&);
 UnitTailPlan plan_unit_tail(const Problem&, const Device&);
+LoopPlan plan_loop(const Problem&, const Device&);
 
 // Every launch that the entry points need.
 struct Plan {
+  LoopPlan loop;              // forward, in place of its iterations and its reconstruction
   EStepPlan e_step;           // responsibilities alone
   EStepPlan iteration;        // E-step before an M-step
   EStepPlan gradient;         // of an iteration, before an M-step

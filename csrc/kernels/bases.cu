@@ -3,6 +3,7 @@
 // Bases are [C, K] for the caller, with K fastest, and rows [K, C] for the products, so both ways go through shared
 // memory: a line of Cp numbers for each base. Lines are 4 numbers apart so that a warp meets every bank once.
 #include "../device/chunks.h"
+#include "../device/divisor.h"
 #include "kernels.h"
 
 namespace ema {
@@ -58,12 +59,6 @@ EMA_DEVICE float combine_line(const Place& place, float value, Combine combine) 
 
 EMA_DEVICE float line_sum(const Place& place, float value) {
   return combine_line(place, value, [](float a, float b) { return a + b; });
-}
-
-// eps + value or max(eps, value); 1 where that is 0, which takes eps = 0: there 0 is divided.
-EMA_DEVICE float divisor(float value, float eps, bool eps_max) {
-  float shifted = eps_max ? (value < eps ? eps : value) : value + eps;
-  return shifted == 0.f ? 1.f : shifted;
 }
 
 // Calls body(index, number) for the [C, K] of a block, neighbouring bases in neighbouring threads.

@@ -25,7 +25,7 @@ from .base import Backend
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 MAX_BLOCKS = 2**31 - 1  # of one launch
 MAX_POSITIONS = 2**31 - 256  # a position is counted in 32 bits, a little beyond the last one too
-HOPPER_PARTS = ("tiles", "overlap")  # see docs/environment.md
+HOPPER_PARTS = ("tiles", "overlap", "loop")  # see docs/environment.md
 BUILD_RECORD = Path(__file__).parents[1] / "core_build.txt"  # what the installation said about the core
 
 
@@ -80,18 +80,20 @@ class CudaBackend(Backend):
     def make_plan(self, described: Any, device: torch.device) -> Any:
         """How the core launches a problem, as it takes both, on `device`."""
         known: Any = torch.cuda.get_device_properties(device)
-        is_hopper = (known.major, known.minor) == (9, 0)
+        is_hopper, parts = (known.major, known.minor) == (9, 0), hopper_parts()
+        served = is_hopper and self.may_use_hopper()
         properties = self.core.Device(
             known.multi_processor_count,
             known.shared_memory_per_block_optin,
-            hopper=is_hopper and self.may_use_hopper(),
-            overlap=is_hopper and "overlap" in hopper_parts(),
+            hopper=served and "tiles" in parts,
+            overlap=is_hopper and "overlap" in parts,
+            one_launch=served and "loop" in parts,
         )
         return self.core.plan(described, properties)
 
     def may_use_hopper(self) -> bool:
         """Whether the kernels for Hopper may serve calls there."""
-        return "tiles" in hopper_parts() and "90a" in self.core.architectures
+        return not hopper_parts().isdisjoint({"tiles", "loop"}) and "90a" in self.core.architectures
 
     @contextmanager
     def current(self, device: torch.device) -> Iterator[tuple[int, int]]:
@@ -226,7 +228,7 @@ BACKEND = load_core()
 
 
 def hopper_parts() -> frozenset[str]:
-    """What EMA_OPS_HOPPER turns on: of HOPPER_PARTS those named, separated by commas; "1" for all.
+    """What EMA_OPS_HOPPER turns on: of HOPPER_PARTS those named, separated by commas; "1" for all but "loop".
 
     Nothing is on without it, as no GPU has run any of them yet. Raises ValueError for another word.
     """
@@ -236,7 +238,7 @@ def hopper_parts() -> frozenset[str]:
 @lru_cache
 def parse_hopper_parts(text: str) -> frozenset[str]:
     """ "tiles,overlap" -> {"tiles", "overlap"}."""
-    parts = frozenset(HOPPER_PARTS if text == "1" else filter(None, text.split(",")))
+    parts = frozenset({"tiles", "overlap"} if text == "1" else filter(None, text.split(",")))
     if not parts <= set(HOPPER_PARTS):
         raise ValueError(f"EMA_OPS_HOPPER is {text!r}: expected 1, or of {', '.join(HOPPER_PARTS)} with commas between")
     return parts

@@ -27,9 +27,10 @@ class EmulatedBackend(cuda.CudaBackend):
 
     change_plan = None
 
-    def __init__(self, core, multiprocessors=6, shared_memory=227 * KIB, hopper=False):
+    def __init__(self, core, multiprocessors=6, shared_memory=227 * KIB, hopper=False, one_launch=False):
         super().__init__(core)
         self.properties = multiprocessors, shared_memory, hopper
+        self.one_launch = one_launch
 
     def unavailable(self):
         return None
@@ -38,13 +39,14 @@ class EmulatedBackend(cuda.CudaBackend):
         return None if device.type == "cpu" else f"device is {device}: the emulation wants cpu"
 
     def make_plan(self, described, device):
-        plan = self.core.plan(described, self.core.Device(*self.properties, overlap=True))
+        device = self.core.Device(*self.properties, overlap=True, one_launch=self.one_launch)
+        plan = self.core.plan(described, device)
         if self.change_plan is not None:
             self.change_plan(plan)
         return plan
 
     def may_use_hopper(self):
-        return self.properties[2]
+        return self.properties[2] or self.one_launch
 
     @contextmanager
     def current(self, device):

@@ -39,6 +39,7 @@ class Case(NamedTuple):
     tf32: bool = False
     hopper: bool = False
     constant_bases: bool = False  # they get no gradient
+    one_launch: bool = False
     options: dict[str, Any] = {}  # noqa: RUF012
 
 
@@ -116,6 +117,17 @@ CASES = {
         options={"num_iters": 2, "eps_mode": "max", "eps": 0.2},
     ),
     "unit tf32": Case((1, 1, 70, 40), 7, fp32, "unit", tf32=True, options={"num_iters": 1}),
+    "loop": Case((2, 1, 150, 256), 64, bf16, one_launch=True, weighted=True, options={"num_iters": 3}),
+    "loop fp16": Case(
+        (1, 2, 300, 512), 50, fp16, one_launch=True, weighted=True, options={"num_iters": 2, "scale": 0.2}
+    ),
+    "loop, one block": Case(
+        (3, 1, 41, 136), 7, bf16, one_launch=True, options={"num_iters": 1, "eps_mode": "max", "eps": 0.2}
+    ),
+    "loop, clusters of one image": Case(
+        (2, 1, 1100, 264), 33, bf16, one_launch=True, multiprocessors=40, options={"num_iters": 3}
+    ),
+    "loop, large clusters": Case((1, 1, 600, 504), 64, fp16, one_launch=True, multiprocessors=17),
 }  # fmt: skip
 
 
@@ -128,7 +140,7 @@ def run_case(core: Any, case: Case) -> str:
     if case.weighted:
         options["weight"] = uniform(*case.sizes[:3], seed=4)
     tf32 = mock.patch.object(cuda, "tf32_allowed", return_value=case.tf32)
-    with installed(EmulatedBackend(core, case.multiprocessors, case.shared_memory, case.hopper)), tf32:
+    with installed(EmulatedBackend(core, case.multiprocessors, case.shared_memory, case.hopper, case.one_launch)), tf32:
         # tf32 has as many bits as float16
         options["plain_dtype"] = fp16 if case.tf32 else None
         if case.call == "unit":

@@ -1,0 +1,209 @@
+// The other two warpgroups of the loop, each with one half of the channels: copies, sums of the M-step, new bases, and
+// the reconstruction.
+#pragma once
+#include "loop_sums.h"
+
+#if EMA_HOPPER
+namespace ema::hopper {
+
+template <class Shape>
+class LoopMStep {
+  using Math = typename Shape::Math;
+  static constexpr int HALF = Shape::HALF, STAGES = Shape::STAGES, HALF_PANELS = Shape::PANELS / 2;
+  static constexpr int PANEL = LOOP_TILE * CHUNK_BYTES, WIDE_PANEL = 64 * CHUNK_BYTES;  // 64 channels of 32, of 64 lines
+  static constexpr int STEP = 8 * CHUNK_BYTES, PREFETCHED = Shape::BASES_STAGE, PAIRS = STAGES / 2;
+
+ public:
+  EMA_DEVICE LoopMStep(const LoopBlock<Shape>& block, const LoopArgs& args, const LoopMaps& maps, int half)
+      : block_(block), args_(args), maps_(maps), half_(half), row_(warp() % 4 * 16 + lane() / 4),
+        loads_(threadIdx.x % 128 == 0), leads_(loads_ && half == 0) {}
+
+  EMA_DEVICE void run() {
+    if (leads_) {
+      arrive_expecting(block_.bases_full, 64 * Shape::WIDTH * 2);
+      load_bases(maps_.first_rows, block_.head, block_.batch);
+    }
+    if (loads_) prefetch(0);
+#pragma unroll 1
+    for (int t = 0; t < args_.num_iters; ++t) {
+      if (loads_) load_first(t);
+      __syncwarp();
+      sum(t);
+      fence_copies();
+      meet_cluster();
+      LoopSums<Shape>(block_, args_, half_ * 4 + warp() % 4).run(t);
+      fence_copies();  // the sums were read and the bases written before the copies that follow
+      meet(BOTH_HALVES_MEET, 256);
+      if (leads_) {
+        fence_copies();
+        load_bases(maps_.rows, 0, blockIdx.x / args_.plan.cluster);
+      }
+      __syncwarp();
+    }
+    reconstruct();
+  }
+
+ private:
+  // My half of the channels of the tile that is number i of iteration t.
+  EMA_DEVICE void load(int t, int i) const {
+    const int slot = i % STAGES, position = block_.first + block_.tile(i, t, args_.num_iters) * LOOP_TILE;
+    arrive_expecting(&block_.stage_full[slot], Shape::STAGE_BYTES / 2);
+    for (int p = half_ * HALF_PANELS; p < (half_ + 1) * HALF_PANELS; ++p)
+      copy_box(block_.stage(slot) + p * PANEL, maps_.x, &block_.stage_full[slot], 64 * p, position, block_.head,
+               block_.batch);
+  }
+  EMA_DEVICE void load(int t, int begin, int end) const {
+    for (int i = begin; i < min(end, block_.tiles); ++i) load(t, i);
+  }
+  EMA_DEVICE void prefetch(int t) const { load(t, 0, PREFETCHED); }
+
+  // The bases that this block has made to all blocks of the cluster.
+  EMA_DEVICE void load_bases(const TensorMap& rows, int head, int batch) const {
+    const int count = 64 / args_.plan.cluster, base = block_.rank * count;
+    const uint16_t all = static_cast<uint16_t>((1u << args_.plan.cluster) - 1);
+    for (int p = 0; p < Shape::PANELS; ++p)
+      copy_box_to(all, block_.bases() + p * WIDE_PANEL + base * CHUNK_BYTES, rows, block_.bases_full, 64 * p, base, head,
+                  batch);
+  }
+
+  // The stages that sums and bases took. All bases are here once nobody reads the sums of this block; then its barrier
+  // is set up for the next ones, before the meeting of the cluster that lets them be made.
+  EMA_DEVICE void load_first(int t) const {
+    wait(block_.bases_full, t & 1);
+    load(t, Shape::SUM_STAGE, STAGES);
+    if (leads_) arrive_expecting(block_.bases_full, 64 * Shape::WIDTH * 2);
+    wait(block_.bases_taken, t & 1);
+    load(t, Shape::BASES_STAGE, Shape::SUM_STAGE);
+  }
+
+  // The sums over the positions of this block, staged.
+  EMA_DEVICE void sum(int t) {
+    float v[HALF / 2];
+#pragma unroll
+    for (int i = 0; i < HALF / 2; ++i) v[i] = 0;
+#pragma unroll 1
+    for (int i = 0; i < block_.tiles; ++i) {
+      const int slot = i % STAGES;
+      const Operand z = make_operand(block_.z_pair(slot / 2) + slot % 2 * LOOP_TILE * 2, 0, STEP);
+      const Operand x = make_operand(block_.stage(slot) + half_ * HALF_PANELS * PANEL, PANEL, STEP);
+      full_.wait_for(block_.stage_full, block_.z_full, slot);
+      begin_products();
+#pragma unroll
+      for (int k = 0; k < LOOP_TILE / 16; ++k)
+        multiply_group<Math::DTYPE, HALF, false, true>(v, moved(z, 32 * k), moved(x, 2 * STEP * k), true);
+      commit_products();
+      wait_for_products<1>();  // those of the tile before
+      if (i > 0 && i - 1 + STAGES < block_.tiles) {
+        meet(HALF_MEETS + half_, 128);
+        if (loads_) load(t, i - 1 + STAGES);
+        __syncwarp();
+      }
+    }
+    wait_for_products<0>();
+    settle(v);
+    meet(BOTH_HALVES_MEET, 256);  // nobody of this block reads features any more
+    if (loads_ && t + 1 < args_.num_iters) prefetch(t + 1);
+    __syncwarp();
+    stage_sums(v);
+  }
+
+  // As float16, every base of a half with a power of two for itself: half the bytes, and nothing leaves the range.
+  EMA_DEVICE void stage_sums(const float (&v)[HALF / 2]) const {
+    const auto sums = block_.sums();
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float largest = 0;
+#pragma unroll
+      for (int j = 0; j < HALF / 8; ++j)
+        largest = fmaxf(largest, fmaxf(fabsf(v[4 * j + 2 * e]), fabsf(v[4 * j + 2 * e + 1])));
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
+      const uint32_t exponent = min(max(__float_as_uint(largest) >> 23, 15u), 254u);  // largest < 2^(exponent - 126)
+      const float factor = __uint_as_float((268 - exponent) << 23);                   // its product is below 2^15
+      const int row = row_ + 8 * e;
+      if (lane() % 4 == 0) block_.factors[half_ * 64 + row] = __uint_as_float((exponent - 14) << 23);
+#pragma unroll
+      for (int j = 0; j < HALF / 8; ++j) {
+        const uint32_t low = __half_as_ushort(__float2half_rn(v[4 * j + 2 * e] * factor));
+        const uint32_t high = __half_as_ushort(__float2half_rn(v[4 * j + 2 * e + 1] * factor));
+        // opaque: eight addresses kept would be registers too many
+        *reinterpret_cast<uint32_t*>(sums.at(opaque(row), half_ * HALF + 8 * j + lane() % 4 * 2)) = low | high << 16;
+      }
+    }
+  }
+
+  // Half of 64 positions of the last responsibilities.
+  EMA_DEVICE void load_responsibilities(int i) const {
+    constexpr int BYTES = Z_PAIR_BYTES / 2;
+    Barrier* loaded = &block_.z_loaded[i % PAIRS];
+    arrive_expecting(loaded, BYTES);
+    copy_bytes(block_.z_pair(i % PAIRS) + half_ * BYTES, block_.stored_pair(args_, i) + half_ * BYTES, BYTES, loaded);
+  }
+
+  // From the last bases; when they are here, nobody reads the sums of this block any more. 64 positions at a time.
+  EMA_DEVICE void reconstruct() {
+    const int pairs = (block_.tiles + 1) / 2;
+    Parities loaded;
+    if (loads_)
+      for (int i = 0; i < min(PAIRS, pairs); ++i) load_responsibilities(i);
+    __syncwarp();
+    wait(block_.bases_full, args_.num_iters & 1);
+#pragma unroll 1
+    for (int i = 0; i < pairs; ++i) {
+      const Operand z = make_operand(block_.z_pair(i % PAIRS), WIDE_PANEL, STEP);
+      const Operand m = make_operand(block_.bases() + half_ * HALF_PANELS * WIDE_PANEL, WIDE_PANEL, STEP);
+      float y[HALF / 2];
+      loaded.wait_for(block_.z_loaded, i % PAIRS);
+      begin_products();
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        multiply_group<Math::DTYPE, HALF, true, true>(y, moved(z, 2 * STEP * k), moved(m, 2 * STEP * k), k > 0);
+      commit_products();
+      wait_for_products<0>();
+      settle(y);
+      if (loads_) wait_for_reads<1>();
+      meet(BOTH_HALVES_MEET, 256);  // both have read the responsibilities, and the memory of y is free
+      if (loads_ && i + PAIRS < pairs) load_responsibilities(i + PAIRS);
+      __syncwarp();
+      store(y, i);
+    }
+    if (loads_) wait_for_reads<0>();
+  }
+
+  EMA_DEVICE void store(const float (&y)[HALF / 2], int i) const {
+    unsigned char* memory = block_.stage(i % 2 == 0 ? 0 : Shape::SUM_STAGE) + half_ * HALF_PANELS * WIDE_PANEL;
+#pragma unroll
+    for (int j = 0; j < HALF / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const Tile<uint16_t, 64> panel{memory + j / 8 * WIDE_PANEL};
+        *reinterpret_cast<uint32_t*>(panel.at(row_ + 8 * e, j % 8 * 8 + lane() % 4 * 2)) = round_pair<Math>(
+            y[4 * j + 2 * e] / RESPONSIBILITY_SCALE, y[4 * j + 2 * e + 1] / RESPONSIBILITY_SCALE);
+      }
+    fence_copies();
+    meet(HALF_MEETS + half_, 128);
+    if (!loads_) return;
+    const int position = block_.first + 64 * i, left = min(64, block_.positions - 64 * i);
+    const bool whole = left == 64 || block_.first + block_.positions == args_.positions;  // beyond the image all is cut
+    for (int p = 0; p < HALF_PANELS; ++p) {
+      const int channel = half_ * HALF + 64 * p;
+      if (whole)
+        store_box(maps_.y, memory + p * WIDE_PANEL, channel, position, block_.head, block_.batch);
+      else
+        for (int line = 0; line < left; line += 8)
+          store_box(maps_.y_lines, memory + p * WIDE_PANEL + line * CHUNK_BYTES, channel, position + line, block_.head,
+                    block_.batch);
+    }
+    commit_stores();
+  }
+
+  const LoopBlock<Shape>& block_;
+  const LoopArgs& args_;
+  const LoopMaps& maps_;
+  int half_, row_;
+  bool loads_, leads_;
+  Parities full_;
+};
+
+}  // namespace ema::hopper
+#endif
