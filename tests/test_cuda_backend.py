@@ -141,7 +141,14 @@ def test_tf32_follows_pytorch():
 
 @pytest.mark.parametrize(
     ("text", "parts"),
-    [("", set()), ("1", {"tiles", "overlap"}), ("tiles", {"tiles"}), ("overlap,tiles", {"tiles", "overlap"})],
+    [
+        ("", set()),
+        ("1", {"tiles", "overlap"}),
+        ("tiles", {"tiles"}),
+        ("overlap,tiles", {"tiles", "overlap"}),
+        ("1,loop", {"tiles", "overlap", "loop"}),
+        ("loop", {"loop"}),
+    ],
 )
 def test_parts_of_hopper(text, parts, monkeypatch):
     monkeypatch.setenv("EMA_OPS_HOPPER", text)
@@ -150,7 +157,7 @@ def test_parts_of_hopper(text, parts, monkeypatch):
 
 def test_unknown_part_of_hopper(monkeypatch):
     monkeypatch.setenv("EMA_OPS_HOPPER", "tiles,wings")
-    with pytest.raises(ValueError, match="'tiles,wings': expected 1, or of tiles, overlap"):
+    with pytest.raises(ValueError, match="'tiles,wings': expected 1, or of tiles, overlap, loop"):
         cuda.hopper_parts()
 
 

@@ -55,7 +55,7 @@ cudaError_t launch_clusters(void (*kernel)(P...), dim3 grid, dim3 block, int clu
       attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
       attributes[config.numAttrs++].val.cooperative = 1;
     }
-    if (overlap_launches) {
+    if (overlap_launches && !cooperative) {
       attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
       attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }

@@ -238,7 +238,8 @@ def hopper_parts() -> frozenset[str]:
 @lru_cache
 def parse_hopper_parts(text: str) -> frozenset[str]:
     """ "tiles,overlap" -> {"tiles", "overlap"}."""
-    parts = frozenset({"tiles", "overlap"} if text == "1" else filter(None, text.split(",")))
+    words = set(filter(None, text.split(",")))
+    parts = frozenset(words - {"1"} | ({"tiles", "overlap"} if "1" in words else set()))
     if not parts <= set(HOPPER_PARTS):
         raise ValueError(f"EMA_OPS_HOPPER is {text!r}: expected 1, or of {', '.join(HOPPER_PARTS)} with commas between")
     return parts

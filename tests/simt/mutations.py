@@ -22,6 +22,9 @@ HOPPER_GRADIENT = "hopper/e_step_gradient.cu"
 TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_block.h", "device/pipeline.h"
 HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_step.cu", "hopper/ring.h"
 HOPPER_E_STEP, HOPPER_TAIL = "hopper/e_step.cu", "hopper/unit_tail.cu"
+HOPPER_E_STEP = "hopper/e_step.cu"
+LOOP_E_STEP, LOOP_M_STEP, LOOP_SUMS = "hopper/loop_e_step.h", "hopper/loop_m_step.h", "hopper/loop_sums.h"
+LONG_LOOP, SHARED_IMAGES = ("loop fp16, more tiles than stages",), ("loop, clusters of one image",)
 WAIT, WAIT_FOR_TOO_FEW = "copy_async_wait(next - 1 - i);", "copy_async_wait(next - i);"
 WAIT_EARLY, BARRIER = f"if (!late) {WAIT}", "__syncthreads();"
 
@@ -372,4 +375,48 @@ OTHERS = [
         "position + group_thread(), 1 << 30);",
         ("Hopper step",),
     ),
+        "loop: features over bases that are not taken yet",
+        LOOP_M_STEP,
+        "    wait(block_.bases_taken, t & 1);\n",
+        "",
+        SHARED_IMAGES,
+    ),
+    Mutation("loop: a stage filled under its products", LOOP_M_STEP, "products<1>();", "products<2>();", LONG_LOOP),
+    Mutation(
+        "loop: sums over features that the other half reads",
+        LOOP_M_STEP,
+        "meet(BOTH_HALVES_MEET, 256);  // nobody of this block reads features any more",
+        "",
+        LONG_LOOP,
+    ),
+    Mutation("loop: y over a store that reads", LOOP_M_STEP, "wait_for_reads<1>();", "wait_for_reads<2>();", LONG_LOOP),
+    Mutation(
+        "loop: reconstructed before the last bases",
+        LOOP_M_STEP,
+        "    wait(block_.bases_full, args_.num_iters & 1);\n",
+        "",
+        ("loop",),
+    ),
+    Mutation(
+        "loop: responsibilities handed over before they are there",
+        LOOP_E_STEP,
+        "if (i > 0) arrive(&block_.z_full[(i - 1) % Shape::STAGES]);",
+        "if (i < block_.tiles - 1) arrive(&block_.z_full[i % Shape::STAGES]);",
+        ("loop",),
+    ),
+    Mutation(
+        "loop: no meeting between the warps of a softmax",
+        LOOP_E_STEP,
+        "    meet(E_STEP_MEETS, 128);\n",
+        "",
+        ("loop",),
+    ),
+    Mutation(
+        "loop: positions of another block",
+        LOOP_E_STEP,
+        "first(z, c) = position < left ?",
+        "first(z, c) = position < LOOP_TILE ?",
+        ("loop",),
+    ),
+    Mutation("loop: sums of one iteration over another's", LOOP_SUMS, "int64_t{t % 2}", "int64_t{0}", SHARED_IMAGES),
 ]
