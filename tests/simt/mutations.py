@@ -375,6 +375,7 @@ OTHERS = [
         "position + group_thread(), 1 << 30);",
         ("Hopper step",),
     ),
+    Mutation(
         "loop: features over bases that are not taken yet",
         LOOP_M_STEP,
         "    wait(block_.bases_taken, t & 1);\n",
