@@ -120,7 +120,7 @@ for stage in $chosen; do
     random) EMA_OPS_RANDOM_SECONDS=300 test_part random 380 tests/gpu/test_random_shapes.py -k cuda ;;
     sanitizer | hopper_sanitizer)
       sanitized="tests/gpu/test_small_shapes.py -k cuda"
-      [ "$stage" = sanitizer ] || sanitized="tests/gpu/test_hopper.py -k small_loop"
+      [ "$stage" = sanitizer ] || sanitized="tests/gpu/test_hopper.py -k small"
       if command -v compute-sanitizer >/dev/null; then
         for tool in memcheck racecheck initcheck synccheck; do sanitize "$tool" $sanitized; done
       else

@@ -43,18 +43,27 @@ def run_unit(x: Tensor, parameters: dict[str, Tensor], *, backend: str, **option
 
 
 def check_unit(
-    x: Tensor, parameters: dict[str, Tensor], backend: str, *, plain_dtype: torch.dtype | None = None, **options: Any
+    x: Tensor,
+    parameters: dict[str, Tensor],
+    backend: str,
+    *,
+    plain_dtype: torch.dtype | None = None,
+    on: str | None = None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """What `run_unit` gives, judged; `plain_dtype`: the precision of the yardstick, if not that of x."""
+    """What `run_unit` gives, judged on the device `on`, by default that of x.
+
+    `plain_dtype` is the precision of the yardstick, if not that of x.
+    """
 
     def formula(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        known = {name: value.to(dtype) if torch.is_tensor(value) else value for name, value in options.items()}
-        return plain_unit(x.to(dtype), **{name: value.to(dtype) for name, value in parameters.items()}, **known)
+        given = {"x": x, **parameters, **options}
+        return plain_unit(**{n: value.to(on, dtype) if torch.is_tensor(value) else value for n, value in given.items()})
 
     ours, exact, plain = (
         run_unit(x, parameters, backend=backend, **options), formula(torch.float64), formula(plain_dtype or x.dtype),
     )  # fmt: skip
     assert (ours[0].dtype, ours[1].dtype) == (x.dtype, torch.float32)
-    for name, *results in zip(NAMES, ours, exact, plain, strict=True):
-        assert_close_to_reference(*results, name=name)
+    for name, got, *yardsticks in zip(NAMES, ours, exact, plain, strict=True):
+        assert_close_to_reference(got.to(yardsticks[0].device), *yardsticks, name=name)
     return ours

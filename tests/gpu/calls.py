@@ -9,6 +9,7 @@ import torch
 from examples import features, unit_bases
 from judge import assert_close_to_reference
 from torch import Tensor
+from unit_checks import make_parameters
 
 import ema_ops
 from ema_ops import reference
@@ -50,6 +51,14 @@ def draw_call(backend, shape=MAIN, dtype=torch.bfloat16, order="rows", seed=0, d
     )
     bases = unit_bases(channels, num_bases, dtype=torch.float32, seed=seed + 2000).to(device)
     return Call(backend, x.requires_grad_(), bases.requires_grad_(), grad_y, options)
+
+
+def draw_unit(shape=MAIN, dtype=torch.bfloat16, order="rows") -> tuple[Tensor, dict[str, Tensor]]:
+    """Fresh features [B, 1, N, C] and the parameters of the unit."""
+    batch, positions, channels, num_bases = shape
+    parameters = make_parameters(channels, num_bases, dtype)
+    x = place(features(batch, 1, positions, channels, dtype=dtype), order, "cuda")
+    return x, {name: value.cuda() for name, value in parameters.items()}
 
 
 def place(rows: Tensor, order: str, device: str) -> Tensor:

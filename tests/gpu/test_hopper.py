@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from calls import MAIN, check_loop, draw_call, same_bits
+from calls import MAIN, check_loop, draw_call, draw_unit, same_bits
+from unit_checks import check_unit, run_unit
 
 from ema_ops.backends import cuda
 
@@ -45,6 +46,23 @@ def test_small_loop(parts, plans, dtype, shape, order):
     assert all(plan.overlap == ("overlap" in parts) for plan in plans)
     boxed = shape[1] % 8 == 0 or order == "rows"
     assert any(plan.m_step.hopper for plan in plans) == ("tiles" in parts and boxed)
+
+
+@pytest.mark.parametrize("order", ["rows", "columns"])
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_small_unit(parts, plans, dtype, shape, order):
+    check_unit(*draw_unit(shape, dtype, order), "cuda", on="cpu", num_iters=2)
+    boxed = shape[1] % 8 == 0 or order == "rows"
+    assert any(plan.unit_tail.hopper for plan in plans) == ("tiles" in parts and boxed)
+
+
+@pytest.mark.parametrize("order", ["rows", "columns"])
+def test_the_same_bits_of_the_unit(parts, order):
+    x, parameters = draw_unit((4, 64 * 64, 512, 64), order=order)
+    first = check_unit(x, parameters, "cuda")
+    for _ in range(100):
+        assert same_bits(run_unit(x, parameters, backend="cuda"), first)
 
 
 def test_weights(parts):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from calls import ORDERS, check_loop, draw_call
+from calls import ORDERS, check_loop, draw_call, draw_unit, same_bits
 from examples import features, unit_bases
 from judge import assert_close_to_reference
+from unit_checks import check_unit, run_unit
 
 import ema_ops
 from ema_ops import reference
@@ -31,6 +32,18 @@ def test_loop(backend, dtype, order, shape):
     check_loop(call)
     if shape[1] > 1:
         assert call()[0].stride() == call.x.stride()
+
+
+@dtypes
+@pytest.mark.parametrize("order", ["rows", "columns"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_unit(backend, dtype, order, shape):
+    if backend != "cuda":
+        pytest.skip(f"backend {backend} has the loop only")
+    x, parameters = draw_unit(shape, dtype, order)
+    first = check_unit(x, parameters, backend)
+    for _ in range(10):
+        assert same_bits(run_unit(x, parameters, backend=backend), first)
 
 
 @dtypes

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from calls import check_loop, draw_call
+from calls import check_loop, draw_call, draw_unit
 from examples import features, unit_bases
 from judge import assert_close_to_reference
+from unit_checks import check_unit
 
 import ema_ops
 from ema_ops import reference
@@ -30,6 +31,16 @@ def test_small_loop_with_weights(backend, order):
 
 def test_all_channels_of_a_block(backend):
     check_loop(draw_call(backend, (1, 200, 512, 64)), on="cpu")
+
+
+@dtypes
+@shapes
+@pytest.mark.parametrize("order", ["rows", "slice of columns"])
+def test_small_unit(backend, dtype, shape, order):
+    if backend != "cuda":
+        pytest.skip(f"backend {backend} has the loop only")
+    weight = torch.rand(2, 1, 131, generator=torch.Generator().manual_seed(5)).cuda()
+    check_unit(*draw_unit(shape, dtype, order), backend, on="cpu", weight=weight, num_iters=2)
 
 
 def test_small_tf32(backend):
