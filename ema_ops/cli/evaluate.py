@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 "checkpoint": str(args.checkpoint),
                 "data": {**place, "pictures": len(dataset)},
                 "iters": args.iters,
+                "output_stride": args.output_stride,
                 "compile": args.compile,
                 **options,
             }
@@ -87,6 +88,10 @@ def _dataset_place(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str
     for name, value in place.items():
         if value is None:
             raise ValueError(f"{args.checkpoint} does not tell its data set: expected --{name}")
+    if args.root is None and not Path(stored["root"]).exists():
+        raise FileNotFoundError(
+            f"{args.checkpoint} was trained on the data in {stored['root']}, which is not there: expected --root"
+        )
     # options of another kind of data set would mean nothing
     options = dict(stored.get("options") or {}) if place["kind"] == stored.get("kind") else {}
     return {**place, "options": {**options, **dict(map(parsed_option, args.option))}}

@@ -32,6 +32,11 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
     add("--mode", choices=("whole", "slide"), default="whole", help="whole pictures or windows (default: whole)")
     add("--window", type=int, nargs=2, metavar=("H", "W"), help="of mode slide")
     add("--stride", type=int, nargs=2, metavar=("H", "W"), help="of the windows (default: two thirds of a window)")
+    add(
+        "--output-stride",
+        type=int,
+        help="pixels per cell of the features (default: as trained; files of other implementations do not tell, so 8)",
+    )
     add("--iters", type=int, help="iterations T of EM attention (default: as trained)")
     add("--batch", type=int, default=1, help="most pictures of one size at a time (default: 1)")
     add("--workers", type=int, default=2, help="processes that decode pictures (default: 2)")
@@ -51,15 +56,14 @@ def inference(args: argparse.Namespace) -> Inference:
 
 
 def load(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, Checkpoint]:
-    """The network of --checkpoint on `device`, with the iterations and in the memory order asked for, and its file.
-
-    Compiled if that is asked for.
+    """The network of --checkpoint on `device`, as the options want it, and what its file held.
 
     Raises ValueError or OSError naming the file when it is none of the known kinds.
     """
     from ..segmentation.models.checkpoints import load_network
 
-    network, checkpoint = load_network(args.checkpoint)
+    overrides = {} if args.output_stride is None else {"output_stride": args.output_stride}
+    network, checkpoint = load_network(args.checkpoint, **overrides)
     if args.iters is not None:
         iters = check_count("iters", args.iters)
         for module in network.modules():

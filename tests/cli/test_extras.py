@@ -29,6 +29,9 @@ def test_missing_packages_are_named(monkeypatch):
 
 
 def test_a_package_that_an_option_needs(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("skimage")
+    pytest.importorskip("sklearn")
+
     def missing(*_):
         raise ImportError("backend timm:resnet18 needs timm: expected `pip install timm`")
 

@@ -87,7 +87,10 @@ def class_names(
         return tuple(classes)
     if num_classes is None:
         if default is None:
-            raise ValueError("classes and num_classes are missing: expected one of them")
+            raise ValueError(
+                "classes and num_classes are missing: expected one of them among the options of the data set, such as "
+                "classes=[sky, sea]"
+            )
         return tuple(default)
     if default is not None and num_classes == len(default):
         return tuple(default)

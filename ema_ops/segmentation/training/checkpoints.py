@@ -58,7 +58,9 @@ def read_training(out: Path, config: Config, dataset: SegmentationDataset) -> tu
         raise ValueError(f"{path} has no state of a training run: expected the {LATEST} of ema-ops train")
     changes = changed_settings(training["config"], config.plain())
     if changes:
-        raise ValueError(f"{path} is of a run with other settings: {'; '.join(changes)}")
+        raise ValueError(
+            f"{path} is of a run with other settings: {'; '.join(changes)}; expected the same, or a new run with --out"
+        )
     if training["pictures"] != fingerprint(dataset):
         raise ValueError(f"{path} is of a run on other pictures: expected those that {config.data.root} had then")
     return checkpoint.state, training

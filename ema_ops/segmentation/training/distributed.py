@@ -96,7 +96,7 @@ def world(device: str | None = None, *, timeout: timedelta | None = None) -> Ite
 
     Raises:
         ValueError: no such device here, or one GPU for several processes.
-        OSError: inside the block, another process is gone.
+        OSError: at the start or inside the block, another process is gone.
     """
     local_rank, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device is not None and ":" in device and size > 1:
@@ -107,13 +107,13 @@ def world(device: str | None = None, *, timeout: timedelta | None = None) -> Ite
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield World(0, 1, place)
         return
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-        # what the processes agree on is small and lies on the CPU
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=place)
-    else:
-        dist.init_process_group("gloo", timeout=timeout)
     try:
+        if place.type == "cuda":
+            torch.cuda.set_device(place)
+            # what the processes agree on is small and lies on the CPU
+            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=place)
+        else:
+            dist.init_process_group("gloo", timeout=timeout)
         yield World(dist.get_rank(), dist.get_world_size(), place, dist.group.WORLD)
     except RuntimeError as error:
         if "closed by peer" in str(error) or "reset by peer" in str(error):

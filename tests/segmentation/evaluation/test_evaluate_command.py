@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from ema_ops import PRESETS
 from ema_ops.cli import main
 from ema_ops.segmentation.evaluation import evaluate
 from ema_ops.segmentation.models import EMANet, export_network, load_network, save_network
@@ -103,6 +104,7 @@ def test_other_names_of_the_classes_are_told(network, data, tmp_path, capsys):
         (["--split", "test"], "test.txt is missing"),
         (["--batch", "0"], "batch is 0: expected at least 1"),
         (["--iters", "0"], "iters is 0"),
+        (["--output-stride", "7"], "network.pt: output_stride is 7: small offers 4, 8, 16"),
         (["--mode", "slide"], "window is None with mode 'slide'"),
         (["--scales", "0"], "scales has 0.0: expected positive numbers"),
         (["--device", "cuda:77"], "device is 'cuda:77': expected a device that is there"),
@@ -141,6 +143,27 @@ def test_place_for_the_result_is_needed_before_the_evaluation(checkpoint, data, 
     captured = capsys.readouterr()
     assert str(tmp_path / "file") in captured.err
     assert "mIoU" not in captured.out
+
+
+def test_output_stride_of_a_file_that_does_not_tell(data, dataset, tmp_path):
+    torch.manual_seed(0)
+    network = EMANet(3, "resnet50", 16, num_bases=8, channels=16, **PRESETS["official"])
+    path = tmp_path / "official.pth"
+    export_network(network, path, target="official")
+    options = ["--output-stride", "16", "--workers", "0", "--out", str(tmp_path)]
+    assert main(["evaluate", "--checkpoint", str(path), *data, *options]) == 0
+    confusion = json.loads((tmp_path / "scores.json").read_text())["confusion"]
+    assert confusion == evaluate(network, dataset).confusion.tolist()
+    assert confusion != evaluate(load_network(path)[0], dataset).confusion.tolist()
+
+
+def test_data_set_that_was_moved(network, dataset, tmp_path, capsys):
+    path = tmp_path / "trained.pt"
+    opened = {"kind": "folder", "root": "elsewhere", "split": "all", "options": {"classes": list(dataset.classes)}}
+    save_network(path, network, classes=dataset.classes, data=opened)
+    assert main(["evaluate", "--checkpoint", str(path)]) == 2
+    expected = f"{path} was trained on the data in elsewhere, which is not there: expected --root"
+    assert capsys.readouterr().err == f"ema-ops evaluate: {expected}\n"
 
 
 def test_data_set_must_be_known(checkpoint, capsys):

@@ -1,6 +1,7 @@
 """Processes that share a batch take the same steps as one process that has it all."""
 
 import os
+import time
 from functools import partial
 
 import pytest
@@ -139,14 +140,18 @@ def test_more_processes_than_pictures_to_validate(config, data, tmp_path):
     assert len(rows(run.out / "validation.csv")) == 1
 
 
-def test_batch_must_be_shared_evenly(config):
-    processes = start_ranks(2, refused, config("training.batch=6", "training.accumulate=2"))
+def test_batch_must_be_shared_evenly(config, tmp_path):
+    processes = start_ranks(2, refused, config("training.batch=6", "training.accumulate=2"), tmp_path)
     assert [finish(process) for process in processes] == [0, 0]
 
 
-def refused(config):
+def refused(config, folder):
     with pytest.raises(ValueError, match=r"training\.batch is 6: expected a multiple of 4, the 2 processes times"):
         train(config)
+    # who leaves early tears the connection that the other one may still be making
+    (folder / f"refused{os.environ['RANK']}").touch()
+    while len(list(folder.glob("refused*"))) < 2:
+        time.sleep(0.01)
 
 
 def test_failure_of_the_writer_stops_all(config, tmp_path):
