@@ -143,8 +143,8 @@ for stage in $chosen; do
       EMA_OPS_HOPPER=1 test_part hopper-all 120 tests/gpu -k "cuda and not random"
       rebuild build-again "${EMA_OPS_NVCC_FLAGS:-}" ;;
     hopper_bench)
-      for parts in "" overlap tiles tiles,overlap; do
-        EMA_OPS_HOPPER=$parts bench "hopper ${parts:-off}" 75 --memory-order channels_last --batch 1 8 16 --sizes 33x33 65x65 129x129 \
+      for parts in "" overlap tiles tiles,overlap loop,overlap,tiles; do
+        EMA_OPS_HOPPER=$parts bench "hopper ${parts:-off}" 60 --memory-order channels_last --batch 1 8 16 --sizes 33x33 65x65 129x129 \
           --mode forward backward unit --backends cuda $([ -n "$parts" ] || echo triton) \
           --peers $([ -n "$parts" ] || echo official-compiled) --out "$out/hopper"
       done ;;

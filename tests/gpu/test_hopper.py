@@ -11,7 +11,7 @@ from ema_ops.backends import cuda
 SMALL = [(1, 1, 64, 5), (2, 31, 64, 64), (2, 136, 72, 9), (1, 200, 128, 64), (3, 136, 264, 33), (2, 200, 512, 64)]
 
 
-@pytest.fixture(params=["tiles", "overlap", "tiles,overlap"])
+@pytest.fixture(params=["tiles", "overlap", "loop", "tiles,overlap,loop"])
 def parts(request, monkeypatch):
     """What is on, in every combination; plans made with other parts are forgotten."""
     if cuda.BACKEND.unavailable() is not None:
