@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from backend_checks import DTYPES, assert_same_bits, check, make_bases, make_features, normal, run, uniform
+from folding_checks import check_folding
 from judge import assert_close_to_reference
 from loop_tests import dtypes, orders
 
@@ -28,6 +29,11 @@ class PartsTests:
         }
         grads = normal(2, channels, num_bases, seed=4), normal(2, num_bases, seed=5)
         check("step", inputs, grads, backend, weight=uniform(2, 70, seed=3), scale=1.5)
+
+    @dtypes
+    @orders
+    def test_both_around_a_convolution(self, backend, layout, dtype):
+        check_folding(make_features((2, 70, 40), dtype, layout), 9, backend, num_iters=2)
 
     @pytest.mark.parametrize("biased", [False, True])
     def test_step_of_heads(self, backend, biased):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from backend_checks import DTYPES, make_bases, make_features, normal, uniform
+from backend_checks import DTYPES, make_features, normal, uniform
 from examples import features, unit_bases
-from judge import assert_close_to_reference
+from folding_checks import check_folding, plain, results_and_gradients
 from torch.library import opcheck
 
 import ema_ops
@@ -12,7 +12,6 @@ from ema_ops import reference
 from ema_ops.folding import folded_em_attention, normalize
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
-NAMES = ("x", "conv_weight", "conv_bias", "bases")
 
 
 def leaves(batch=2, positions=17, channels=6, num_bases=4, dtype=torch.float64, shared=True):
@@ -24,29 +23,6 @@ def leaves(batch=2, positions=17, channels=6, num_bases=4, dtype=torch.float64, 
         unit_bases(*(() if shared else (batch,)), 1, channels, num_bases),
     )
     return [tensor.to(dtype).requires_grad_() for tensor in tensors]
-
-
-def plain(x, conv_weight, conv_bias, bases, weight=None, **options):
-    """The convolution, then the loop as on paper; bases [1, C, K] or [B, 1, C, K]."""
-    convolved = x @ conv_weight.mT
-    if conv_bias is not None:
-        convolved = convolved + conv_bias
-    y, last = reference.em_attention(convolved, bases.squeeze(-3), weight=weight, **options)
-    return y, last.unsqueeze(1)
-
-
-def results_and_gradients(function, tensors, grads=None, **options):
-    """y, the last bases, and the gradient of every tensor (None where it has none)."""
-    y, last = function(*tensors, **options)
-    if grads is None:
-        grads = (normal(*y.shape, seed=2).to(y.dtype), normal(*last.shape, seed=3).to(last.dtype))
-    if not y.requires_grad:
-        return y, last
-    wanted = [tensor for tensor in tensors if tensor is not None]
-    got = torch.autograd.grad(
-        (y, last), wanted, [g.to(r.dtype) for g, r in zip(grads, (y, last), strict=True)], allow_unused=True
-    )
-    return y, last, *got
 
 
 OPTIONS = {
@@ -107,25 +83,10 @@ def test_gradcheck(grad_iters):
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-@pytest.mark.parametrize("order", ["rows", "image"])
+@pytest.mark.parametrize("layout", ["rows", "image"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_error_is_that_of_the_plain_formula(dtype, order, scale):
-    batch, positions, channels, num_bases = 2, 301, 40, 9
-    dtype = DTYPES[dtype]
-    x, bases = make_features((batch, positions, channels), dtype, order), make_bases(1, channels, num_bases)
-    conv_weight, conv_bias = normal(channels, channels, seed=5, dtype=dtype) / channels**0.5, normal(channels, seed=6)
-    tensors = [t.requires_grad_() for t in (x, conv_weight.detach(), conv_bias.to(dtype), bases)]
-    grads = (normal(*x.shape, seed=2, dtype=dtype), normal(batch, 1, channels, num_bases, seed=3))
-
-    def in_precision(precision):
-        cast = [t.detach().to(precision).requires_grad_() for t in tensors]
-        return results_and_gradients(plain, cast, grads, scale=scale)
-
-    ours = results_and_gradients(folded_em_attention, tensors, grads, scale=scale)
-    exact, yardstick = in_precision(torch.float64), in_precision(dtype)
-    assert [t.dtype for t in ours] == [dtype, torch.float32, dtype, dtype, dtype, torch.float32]
-    for i, name in enumerate(("y", "bases", *NAMES)):
-        assert_close_to_reference(ours[i], exact[i], yardstick[i], factor=2.0 if i < 2 else 3.0, name=name)
+def test_error_is_that_of_the_plain_formula(dtype, layout, scale):
+    check_folding(make_features((2, 301, 40), DTYPES[dtype], layout), 9, "torch", scale=scale)
 
 
 @pytest.mark.parametrize("eps_mode", ["add", "max"])

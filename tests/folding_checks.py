@@ -1,0 +1,71 @@
+"""EM attention behind a convolution folded into the bases, and its comparison with float64 by the rule of `judge`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from backend_checks import make_bases, normal
+from judge import assert_close_to_reference
+from torch import Tensor
+
+from ema_ops import reference
+from ema_ops.folding import folded_em_attention
+
+NAMES = ("y", "bases", "gradient of x", "of the weight", "of the bias", "of the bases")
+
+
+def plain(
+    x: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    bases: Tensor,
+    weight: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """The convolution, then the loop as on paper; bases [1, C, K] or [B, 1, C, K]."""
+    convolved = x @ conv_weight.mT
+    if conv_bias is not None:
+        convolved = convolved + conv_bias
+    y, last = reference.em_attention(convolved, bases.squeeze(-3), weight=weight, **options)
+    return y, last.unsqueeze(1)
+
+
+def results_and_gradients(
+    function: Callable, tensors: Sequence[Tensor | None], grads: Sequence[Tensor] | None = None, **options: Any
+) -> tuple[Tensor, ...]:
+    """y, the last bases, and the gradient of every tensor (None where it has none)."""
+    y, last = function(*tensors, **options)
+    if grads is None:
+        grads = (normal(*y.shape, seed=2).to(y.dtype), normal(*last.shape, seed=3).to(last.dtype))
+    if not y.requires_grad:
+        return y, last
+    wanted = [tensor for tensor in tensors if tensor is not None]
+    got = torch.autograd.grad(
+        (y, last), wanted, [g.to(r.dtype) for g, r in zip(grads, (y, last), strict=True)], allow_unused=True
+    )
+    return y, last, *got
+
+
+def check_folding(x: Tensor, num_bases: int, backend: str, **options: Any) -> None:
+    """Judge y, the last bases and all gradients of `folded_em_attention` of `x` [B, N, C]."""
+    batch, _, channels = x.shape
+    given = (
+        x,
+        (normal(channels, channels, seed=5) / channels**0.5).to(x.dtype),
+        normal(channels, seed=6, dtype=x.dtype),
+        make_bases(1, channels, num_bases),
+    )
+    grads = (normal(*x.shape, seed=2, dtype=x.dtype), normal(batch, 1, channels, num_bases, seed=3))
+
+    def run(function: Callable, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+        leaves = [tensor.detach().to(dtype or tensor.dtype).requires_grad_() for tensor in given]
+        return results_and_gradients(partial(function, **options), leaves, grads)
+
+    ours = run(partial(folded_em_attention, backend=backend))
+    exact, yardstick = run(plain, torch.float64), run(plain, x.dtype)
+    assert [t.dtype for t in ours] == [x.dtype, torch.float32, x.dtype, x.dtype, x.dtype, torch.float32]
+    for name, *results in zip(NAMES, ours, exact, yardstick, strict=True):
+        assert_close_to_reference(*results, factor=3.0 if name.startswith(("gradient", "of")) else 2.0, name=name)
