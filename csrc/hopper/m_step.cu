@@ -4,6 +4,7 @@
 // positions, every warpgroup multiplies them by 256 channels of its own.
 #include "hopper.h"
 #include "ring.h"
+#include "share.h"
 
 namespace ema::hopper {
 namespace {
@@ -15,7 +16,7 @@ int group_count(int channels) { return channels > CHANNELS ? M_STEP_GROUPS : 1; 
 struct Args {
   MStepPlan plan;
   float* sums;
-  int heads, positions, width, groups;
+  int heads, positions, width, groups, channel_groups;  // groups: the warpgroups, and those of channels
 };
 
 #if EMA_HOPPER
@@ -56,11 +57,7 @@ __global__ void __launch_bounds__(128 * M_STEP_GROUPS + 32, 1)
 #if EMA_HOPPER
   EMA_SHARED(shared);
   const int slot_bytes = LEFT_BYTES + args.groups * FEATURE_BYTES;
-  const int channel_groups = (args.width - 1) / (args.groups * CHANNELS) + 1;
-  const int split = blockIdx.x % args.plan.splits;
-  const int first_channel = blockIdx.x / args.plan.splits % channel_groups * args.groups * CHANNELS;
-  const int image = blockIdx.x / args.plan.splits / channel_groups;
-  const TileRange tiles(args.positions, args.plan.splits, split);
+  const Share work(args.channel_groups, args.groups * CHANNELS, args.plan.splits, args.heads, args.positions, TILE);
   Ring ring(shared + args.plan.slots * slot_bytes, args.plan.slots);
   if (threadIdx.x == 0) ring.init(4 * args.groups);
   __syncthreads();
@@ -69,28 +66,28 @@ __global__ void __launch_bounds__(128 * M_STEP_GROUPS + 32, 1)
   const int group = warp() / 4;
   if (group == args.groups) {
     if (lane() > 0) return;
-    for (int tile = tiles.begin; tile < tiles.end; ++tile, ring.advance()) {
-      const int head = image % args.heads, batch = image / args.heads;
+    for (int tile = work.tiles.begin; tile < work.tiles.end; ++tile, ring.advance()) {
       Barrier* full = ring.begin_fill(slot_bytes);
       unsigned char* slot = shared + ring.slot * slot_bytes;
-      copy_box(slot, left, full, 0, tile * TILE, head, batch);
+      copy_box(slot, left, full, 0, tile * TILE, work.head, work.batch);
       for (int i = 0; i < args.groups; ++i)
         load<POSITIONS_FASTEST>(slot + LEFT_BYTES + i * FEATURE_BYTES, features, full, tile * TILE,
-                                first_channel + i * CHANNELS, head, batch);
+                                work.channel + i * CHANNELS, work.head, work.batch);
     }
     return;
   }
 
   float sums[CHANNELS / 2] = {};
-  for (int tile = tiles.begin; tile < tiles.end; ++tile, ring.advance()) {
+  for (int tile = work.tiles.begin; tile < work.tiles.end; ++tile, ring.advance()) {
     ring.wait_until_full();
     const unsigned char* slot = shared + ring.slot * slot_bytes;
     multiply<Math, POSITIONS_FASTEST>(sums, slot, slot + LEFT_BYTES + group * FEATURE_BYTES);
     ring.hand_back();
   }
-  const int base = warp() % 4 * 16 + lane() / 4, channel = first_channel + group * CHANNELS;
-  float* target = args.sums + ((static_cast<int64_t>(image) * args.plan.splits + split) * 64 + base) * args.width +
-                  channel + lane() % 4 * 2;
+  const int base = warp() % 4 * 16 + lane() / 4, channel = work.channel + group * CHANNELS;
+  const int64_t image = static_cast<int64_t>(work.batch) * args.heads + work.head;
+  float* target = args.sums + ((image * args.plan.splits + work.split) * 64 + base) * args.width + channel +
+                  lane() % 4 * 2;
 #pragma unroll
   for (int j = 0; j < CHANNELS / 8; ++j)
     if (channel + 8 * j < args.width)
@@ -111,8 +108,9 @@ cudaError_t m_step(const Problem& problem, const MStepPlan& plan, const Features
     error = make_tensor_map(&maps[1], as_matrices(problem, features), problem.positions_fastest ? CHANNELS : TILE);
   if (error != cudaSuccess) return error;
   const int width = padded_channels(features.channels), groups = group_count(width);
-  const dim3 grid(problem.images() * plan.splits * ((width - 1) / (groups * CHANNELS) + 1));
-  const Args args{plan, sums, problem.heads, problem.positions, width, groups};
+  const int channel_groups = (width - 1) / (groups * CHANNELS) + 1;
+  const dim3 grid(problem.images() * plan.splits * channel_groups);
+  const Args args{plan, sums, problem.heads, problem.positions, width, groups, channel_groups};
   return with_half_math(problem, [&](auto math) {
     using Math = decltype(math);
     auto kernel = problem.positions_fastest ? m_step_kernel<Math, true> : m_step_kernel<Math, false>;

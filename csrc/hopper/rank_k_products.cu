@@ -5,6 +5,7 @@
 // are fastest. Each stores what it made while the next products run. The right operands stay where all of them fit.
 #include "hopper.h"
 #include "ring.h"
+#include "share.h"
 
 namespace ema::hopper {
 namespace {
@@ -13,7 +14,7 @@ constexpr int GROUPS = PRODUCTS_TILE / 64, MULTIPLIERS = 128 * GROUPS, THREADS =
 
 struct Args {
   ProductsPlan plan;
-  int products, batch, heads, positions, channels;
+  int products, batch, heads, positions, channels, channel_groups;
   float factor;
   bool saturate;
 };
@@ -32,18 +33,6 @@ struct Memory {
         left(right + (args.plan.resident ? args.products : args.plan.slots) * OPERAND_BYTES),
         results(left + args.plan.slots * OPERAND_BYTES),
         barriers(results + PRODUCTS_RESULT_BYTES) {}
-};
-
-// The work of a block. Neighbouring blocks share the left operand.
-struct Work {
-  int channel, head, batch;
-  TileRange tiles;
-
-  EMA_DEVICE Work(const Args& args, int groups)
-      : channel(blockIdx.x % groups * PRODUCTS_TILE),
-        head(blockIdx.x / groups / args.plan.splits % args.heads),
-        batch(blockIdx.x / groups / args.plan.splits / args.heads),
-        tiles(args.positions, args.plan.splits, blockIdx.x / groups % args.plan.splits, PRODUCTS_TILE) {}
 };
 
 // d = left right, or right^T left^T, for the 64 rows of warpgroup `group`; not `first`: added to d.
@@ -91,7 +80,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 #if EMA_HOPPER
   EMA_SHARED(shared);
   const Memory memory(shared, args);
-  const Work work(args, (args.channels - 1) / PRODUCTS_TILE + 1);
+  const Share work(args.channel_groups, PRODUCTS_TILE, args.plan.splits, args.heads, args.positions, PRODUCTS_TILE);
   Ring ring(memory.barriers, args.plan.slots);
   if (threadIdx.x == 0) ring.init(MULTIPLIERS / 32);
   __syncthreads();
@@ -159,9 +148,10 @@ cudaError_t rank_k_products(const Problem& problem, const ProductsPlan& plan, in
   if (error == cudaSuccess) error = make_tensor_map(&maps[1], rights, 64);
   if (error == cudaSuccess) error = make_tensor_map(&maps[2], as_matrices(problem, out), 64);
   if (error != cudaSuccess) return error;
-  const dim3 grid(problem.images() * plan.splits * ((out.channels - 1) / PRODUCTS_TILE + 1));
-  const Args args{plan,         products, problem.batch, problem.heads, problem.positions,
-                  out.channels, factor,   saturate};
+  const int channel_groups = (out.channels - 1) / PRODUCTS_TILE + 1;
+  const dim3 grid(problem.images() * plan.splits * channel_groups);
+  const Args args{plan,         products,       problem.batch, problem.heads, problem.positions,
+                  out.channels, channel_groups, factor,        saturate};
   return with_half_math(problem, [&](auto math) {
     using Math = decltype(math);
     auto kernel = problem.positions_fastest ? rank_k_products_kernel<Math, true> : rank_k_products_kernel<Math, false>;

@@ -6,6 +6,7 @@
 // with the weight. It loads its own responsibilities and its own x, to where y will leave from.
 #include "hopper.h"
 #include "ring.h"
+#include "share.h"
 
 namespace ema::hopper {
 namespace {
@@ -16,7 +17,7 @@ constexpr int OUTPUTS = UNIT_TAIL_OUTPUTS;
 struct Args {
   UnitTailPlan plan;
   const float* bias;
-  int heads, positions, channels;
+  int heads, positions, channels, channel_groups;
 };
 
 #if EMA_HOPPER
@@ -35,17 +36,6 @@ struct GroupMemory {
         has_x(reinterpret_cast<Barrier*>(shared + slots * UNIT_TAIL_SLOT_BYTES + UNIT_TAIL_GROUPS_BYTES) + 2 * slots +
               3 * group),
         has_z(has_x + 1) {}
-};
-
-struct Work {
-  int output, head, batch;
-  TileRange tiles;
-
-  EMA_DEVICE Work(const Args& args, int groups)
-      : output(blockIdx.x % groups * OUTPUTS),
-        head(blockIdx.x / groups / args.plan.splits % args.heads),
-        batch(blockIdx.x / groups / args.plan.splits / args.heads),
-        tiles(args.positions, args.plan.splits, blockIdx.x / groups % args.plan.splits, UNIT_TAIL_POSITIONS) {}
 };
 
 // ReLU that lets NaN through.
@@ -128,7 +118,7 @@ template <class Math, bool POSITIONS_FASTEST>
 __global__ void __launch_bounds__(THREADS, 1) unit_tail_kernel(const __grid_constant__ Maps maps, const Args args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
-  const Work work(args, (args.channels - 1) / OUTPUTS + 1);
+  const Share work(args.channel_groups, OUTPUTS, args.plan.splits, args.heads, args.positions, UNIT_TAIL_POSITIONS);
   const int chunks = (args.channels - 1) / 64 + 1, group = warp() / 4;
   Ring ring(shared + args.plan.slots * UNIT_TAIL_SLOT_BYTES + UNIT_TAIL_GROUPS_BYTES, args.plan.slots);
   const GroupMemory mine(shared, args.plan.slots, group);
@@ -148,7 +138,7 @@ __global__ void __launch_bounds__(THREADS, 1) unit_tail_kernel(const __grid_cons
       for (int chunk = 0; chunk < chunks; ++chunk, ring.advance()) {
         Barrier* full = ring.begin_fill(UNIT_TAIL_SLOT_BYTES);
         unsigned char* slot = shared + ring.slot * UNIT_TAIL_SLOT_BYTES;
-        copy_box(slot, maps.weight, full, 64 * chunk, work.output, 0, 0);
+        copy_box(slot, maps.weight, full, 64 * chunk, work.channel, 0, 0);
         copy_box(slot + WEIGHT_BYTES, maps.values, full, 64 * chunk, 0, work.head, work.batch);
       }
     return;
@@ -164,7 +154,7 @@ __global__ void __launch_bounds__(THREADS, 1) unit_tail_kernel(const __grid_cons
   // calls body(box in shared memory, column, line) for every box of x and y
   auto for_boxes = [&](int tile, auto body) {
     for (int i = 0; i < OUTPUTS / 64; ++i) {
-      const int channel = work.output + 64 * i, position = position_of(tile);
+      const int channel = work.channel + 64 * i, position = position_of(tile);
       body(mine.result + i * BOX_BYTES, POSITIONS_FASTEST ? position : channel, POSITIONS_FASTEST ? channel : position);
     }
   };
@@ -190,7 +180,7 @@ __global__ void __launch_bounds__(THREADS, 1) unit_tail_kernel(const __grid_cons
       ring.hand_back();
     }
     wait(mine.has_x, turn & 1);
-    finish<Math, POSITIONS_FASTEST>(d, mine.result, args.bias + work.output, args.channels - work.output);
+    finish<Math, POSITIONS_FASTEST>(d, mine.result, args.bias + work.channel, args.channels - work.channel);
     fence_copies();
     meet(1 + group, 128);
     if (leads) {
@@ -224,8 +214,9 @@ cudaError_t unit_tail(const Problem& problem, const UnitTailPlan& plan, const Un
                 {&maps.y, as_matrices(problem, io.y), 64}};
   for (const auto& [map, matrices, lines] : wanted)
     if (const cudaError_t error = make_tensor_map(map, matrices, lines); error != cudaSuccess) return error;
-  const dim3 grid(problem.images() * plan.splits * ((channels - 1) / OUTPUTS + 1));
-  const Args args{plan, io.convolution.bias, problem.heads, problem.positions, channels};
+  const int channel_groups = (channels - 1) / OUTPUTS + 1;
+  const dim3 grid(problem.images() * plan.splits * channel_groups);
+  const Args args{plan, io.convolution.bias, problem.heads, problem.positions, channels, channel_groups};
   return with_half_math(problem, [&](auto math) {
     using Math = decltype(math);
     auto kernel = problem.positions_fastest ? unit_tail_kernel<Math, true> : unit_tail_kernel<Math, false>;

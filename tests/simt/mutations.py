@@ -184,8 +184,8 @@ OTHERS = [
     Mutation(
         "Hopper's M-step: channels of a group",
         HOPPER_M_STEP,
-        "first_channel + i * CHANNELS, head",
-        "i * CHANNELS, head",
+        "work.channel + i * CHANNELS",
+        "i * CHANNELS",
         ("Hopper reconstruct",),
     ),
     Mutation(
@@ -205,7 +205,7 @@ OTHERS = [
     Mutation(
         "Hopper's unit: channels of the result",
         HOPPER_TAIL,
-        "args.bias + work.output",
+        "args.bias + work.channel",
         "args.bias",
         ("Hopper unit image",),
     ),

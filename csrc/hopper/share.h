@@ -1,0 +1,20 @@
+// What a block works on: a group of channels of an image, and a share of the tiles of its positions.
+#pragma once
+#include "../device/chunks.h"
+
+namespace ema::hopper {
+
+// Neighbouring blocks have the same positions and meet their other operand in L2.
+struct Share {
+  int channel, split, head, batch;  // the first channel of the group
+  TileRange tiles;
+
+  EMA_DEVICE Share(int groups, int width, int splits, int heads, int positions, int tile)
+      : channel(blockIdx.x % groups * width),
+        split(blockIdx.x / groups % splits),
+        head(blockIdx.x / groups / splits % heads),
+        batch(blockIdx.x / groups / splits / heads),
+        tiles(positions, splits, split, tile) {}
+};
+
+}  // namespace ema::hopper
