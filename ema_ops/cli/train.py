@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .extras import require
 from .processes import tell_error
+
+if TYPE_CHECKING:
+    from ..segmentation.config import Config
 
 HELP = "train a segmentation network from a config file or a recipe, alone or under torchrun"
 _EXAMPLES = """examples:
@@ -44,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         config = config.model_copy(update={"out": args.out})
     # of several processes, on one machine or more, one tells how the run ended
     speaks = os.environ.get("RANK", "0") == "0"
+    if speaks and (note := _note(config)):
+        print(f"note: {note}", file=sys.stderr)
     try:
         summary = train(config, resume=args.resume)
     except FloatingPointError as error:
@@ -57,6 +63,18 @@ def run(args: argparse.Namespace) -> int:
         best = "" if summary.best is None else f", best mIoU {summary.best.mean_iou:.4f} at step {summary.best.step}"
         print(f"{summary.step} steps done{best}: {config.out}")
     return 0
+
+
+def _note(config: Config) -> str:
+    """What is no mistake and yet hardly meant, if anything."""
+    momentum, steps = config.optimizer.norm_momentum, config.training.steps
+    kept = (1 - momentum) ** steps
+    if kept < 0.5:
+        return ""
+    return (
+        f"with optimizer.norm_momentum={momentum:g} the statistics of the norms are still {kept:.0%} those of the "
+        f"start after {steps} steps, so validation says little: expected about 0.1 in a short run"
+    )
 
 
 class _ShowRecipes(argparse.Action):

@@ -119,6 +119,14 @@ def test_mistakes_are_named(mistake, text, message):
     assert "\n" not in told
 
 
+def test_config_of_the_documentation(tmp_path):
+    text = (Path(__file__).resolve().parents[3] / "docs" / "segmentation.md").read_text()
+    (tmp_path / "mine.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    config = load_config(tmp_path / "mine.yaml")
+    assert config.data.options == {"classes": ["ground", "box", "disc"]}
+    assert EMANet(3, **{**config.model.arguments, "backbone": "small", "output_stride": 4})
+
+
 def test_every_mistake_has_a_line(mistake):
     told = mistake(DATA + "training: {steps: 0, batch: many}").splitlines()
     assert [line.split()[2] for line in told] == ["training.steps", "training.batch"]

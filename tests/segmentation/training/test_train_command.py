@@ -49,6 +49,13 @@ def test_augmentation_of_the_config_reaches_the_batches(command, tmp_path):
     assert len(seen) == 4
 
 
+def test_norms_that_cannot_follow_are_told(command):
+    _, _, error = command("--set", "training.steps=3", "--set", "optimizer.norm_momentum=3e-4")
+    expected = "note: with optimizer.norm_momentum=0.0003 the statistics of the norms are still 100% those of the start"
+    assert error.splitlines()[0].startswith(expected)
+    assert "note: " not in command("--resume", "--set", "training.steps=3", "--set", "optimizer.norm_momentum=0.5")[2]
+
+
 def test_out_and_resume(command, tmp_path):
     out = tmp_path / "elsewhere"
     assert command("--out", str(out))[0] == 0
