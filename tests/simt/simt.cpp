@@ -29,6 +29,10 @@ constexpr size_t STACK = 128 << 10;
 void Machine::prepare(const Launch& launch) {
   const size_t blocks = launch.together, count = blocks * launch.threads;
   if (stack_count_ < count) {
+#ifdef __SANITIZE_ADDRESS__
+    // fibers do not return: what they marked would still be marked when the addresses serve somebody else
+    if (stacks_ != nullptr) ASAN_UNPOISON_MEMORY_REGION(stacks_, stack_count_ * STACK);
+#endif
     if (stacks_ != nullptr) munmap(stacks_, stack_count_ * STACK);
     void* memory = mmap(nullptr, count * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) {
