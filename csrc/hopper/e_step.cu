@@ -192,7 +192,7 @@ EMA_DEVICE void respond(const Block<V>& block, const TensorMap& z_map) {
       meet(1, GROUP);
 #pragma unroll
       for (int c = 0; c < 8; ++c) {
-        const float factor = RESPONSIBILITY_SCALE / shared_position(block.totals, c, added);
+        const float factor = RESPONSIBILITY_SCALE * reciprocal_approximate(shared_position(block.totals, c, added));
         z[at(c)] *= factor, z[at(c) + 2] *= factor;
       }
       if (io.responsibilities != nullptr) store_positions<Math>(z, Tile<uint16_t, 64>{block.stored});

@@ -13,7 +13,7 @@ EMA_DEVICE int first_base() { return group_thread() / 32 * 16 + lane() / 4; }
 
 // Where position c of a thread is in its registers, and which one of the 32 it is.
 EMA_DEVICE constexpr int at(int c) { return c / 2 * 4 + c % 2; }
-EMA_DEVICE int position_of(int c) { return c / 2 * 8 + lane() % 4 * 2 + c % 2; }
+EMA_DEVICE int position_of(int c, int thread = threadIdx.x) { return c / 2 * 8 + thread % 4 * 2 + c % 2; }
 
 // Combines the 8 positions of a thread over the 16 bases of its warp; memory [32 positions][4 warps] gets them.
 template <class Combine>
@@ -28,7 +28,8 @@ EMA_DEVICE void share_positions(float (&values)[8], float* memory, Combine combi
       values[c] = combine(mine, __shfl_xor_sync(~0u, other, 4 * half));
     }
   }
-  memory[position_of(lane() / 4) * 4 + group_thread() / 32] = values[0];
+  const int thread = opaque(threadIdx.x) % GROUP;  // made anew each time: there is no register for the address
+  memory[position_of(thread % 32 / 4, thread) * 4 + thread / 32] = values[0];
 }
 
 // Position c of that memory, combined over the warps.

@@ -164,6 +164,7 @@ inline float exp2_approximate(float x) {
   float power = std::exp2(x);
   return power < 0x1p-126f ? 0.f : power;
 }
+inline float reciprocal_approximate(float x) { return 1 / x; }
 
 inline uint4 load_16(const void* global, simt::Place place = simt::Place::here()) {
   simt_ptx::check_global(global, "a load of 16 bytes", place);
