@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backend_checks import assert_same_bits, make_features, uniform
+from backend_checks import assert_same_bits, make_features, normal, uniform
 from emulated import DEVICES
+from judge import assert_close_to_reference
 from loop_tests import dtypes, orders
 from test_promises import GuardedCore
 from unit_checks import check_unit, make_parameters, run_unit
+
+from ema_ops import EMAUnit
 
 bf16 = torch.bfloat16
 
@@ -104,3 +107,21 @@ def test_the_workspace_is_as_large_as_it_says(emulated, monkeypatch, num_bases):
     ((memory, size),) = guarded.workspaces
     assert (memory[size:] == 255).all()
     assert (memory[size - 1024 : size] != 255).any()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_layer_in_evaluation_is_one_call(emulated, monkeypatch, memory_format):
+    """Judged beside the same layer as it is written."""
+    entries, run = [], emulated._run
+    monkeypatch.setattr(emulated, "_run", lambda entry, *rest: (entries.append(entry), run(entry, *rest)))
+    folded = EMAUnit(40, 12, backend="cuda", fold=True).eval()
+    x, statistics = normal(2, 40, 9, 8, seed=0).to(memory_format=memory_format), uniform(40, seed=1)
+    folded.norm.running_mean.copy_(statistics - 0.5)
+    folded.norm.running_var.copy_(statistics + 0.5)
+    plain = EMAUnit(40, 12, backend="torch", fold=False).eval()
+    plain.load_state_dict(folded.state_dict())
+    with torch.no_grad():
+        y, rounded, exact = folded(x), plain(x), plain.double()(x.double())
+    assert entries == ["em_unit"]
+    assert y.stride() == x.stride()
+    assert_close_to_reference(y, exact, rounded)

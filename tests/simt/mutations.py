@@ -16,7 +16,7 @@ class Mutation(NamedTuple):
 
 
 E_STEP, GRADIENT, M_STEP = "kernels/e_step.cu", "kernels/e_step_gradient.cu", "kernels/m_step.cu"
-PRODUCTS, BASES = "kernels/rank_k_products.cu", "kernels/bases.cu"
+PRODUCTS, LINES, PACK = "kernels/rank_k_products.cu", "kernels/base_lines.h", "kernels/pack_bases.cu"
 CONVOLVE, TAIL, UNIT = "kernels/convolve_bases.cu", "kernels/unit_tail.cu", "unit.cpp"
 HOPPER_GRADIENT = "hopper/e_step_gradient.cu"
 TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_block.h", "device/pipeline.h"
@@ -45,7 +45,7 @@ QUICK = [
     ),
     Mutation(
         "bases: read by the block before they are there",
-        BASES,
+        LINES,
         f"if (lane() == 0) place.values[warp()] = value;\n  {BARRIER}",
         "if (lane() == 0) place.values[warp()] = value;",
         ("fused",),
@@ -58,7 +58,7 @@ QUICK = [
         ("Hopper",),
     ),
     Mutation("ring: filled before it is handed back", RING, "wait(&empty_[slot], parity_ ^ 1);", "", ("Hopper",)),
-    Mutation("bases: lines that overlap", BASES, "pitch(width + GAP)", "pitch(width / 2)", ("fused",)),
+    Mutation("bases: lines that overlap", LINES, "pitch(width + LINE_GAP)", "pitch(width / 2)", ("fused",)),
 ]
 
 OTHERS = [
@@ -211,14 +211,14 @@ OTHERS = [
     ),
     Mutation(
         "bases: sums of divided weights are not multiplied again",
-        BASES,
+        LINES,
         "partials.sum_factor * weight_power(partials.weight_maxima, place.image)",
         "partials.sum_factor",
         ("step, many bases",),
     ),
     Mutation(
         "bases: packed before they are there",
-        BASES,
+        PACK,
         f"{BARRIER}\n  write_row<Math>(place, args.num_bases, memory",
         "write_row<Math>(place, args.num_bases, memory",
         ("many images",),
