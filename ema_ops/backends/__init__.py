@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from ..problem import Problem
@@ -16,8 +17,9 @@ MODULES = {
     "triton": "ema_ops.backends.triton",
     "torch": "ema_ops.backends.eager",
 }
-# those with `em_unit`; compiled graphs look it up here, where no module is imported
+# those with `em_unit`; compiled graphs ask here, where no module is imported
 WITH_UNIT = ("cuda", "torch")
+HAS_CORE = find_spec("ema_ops._C") is not None
 
 
 class BackendStatus(NamedTuple):
@@ -69,10 +71,12 @@ def choose(problem: Problem, backend: str | None) -> Backend:
     raise ValueError("no backend can serve this call: " + "; ".join(f"{n}: {r}" for n, r in reasons.items()))
 
 
-def may_offer_unit(backend: str | None) -> bool:
-    """Whether `em_unit` can be asked of `backend` or, without a name, of the first backend that has it."""
+def may_offer_unit(backend: str | None, device_type: str) -> bool:
+    """Whether `em_unit` can be asked of `backend` or, without a name, of one with kernels for such a device."""
     wanted = backend or os.environ.get("EMA_OPS_BACKEND") or None
-    return wanted is None or wanted in WITH_UNIT
+    if wanted is None:
+        return device_type == "cpu" or HAS_CORE
+    return wanted in WITH_UNIT
 
 
 def refusal(backend: Backend, problem: Problem) -> str | None:

@@ -101,7 +101,7 @@ def is_one_operator(unit: EMAUnit, x: Tensor) -> bool:
         # the convolutions would round to 16 bits, the sum with x would not
         return False
     used = (x, unit.attention.bases, conv1.weight, conv1.bias, conv2.weight, conv2.bias, norm.weight, norm.bias)
-    return not derivative_is_wanted(*used) and may_offer_unit(unit.attention.backend)
+    return not derivative_is_wanted(*used) and may_offer_unit(unit.attention.backend, x.device.type)
 
 
 def attend_folded(unit: EMAUnit) -> Callable[..., tuple[Tensor, Tensor]]:

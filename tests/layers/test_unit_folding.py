@@ -278,6 +278,15 @@ def test_a_backend_without_the_operator_gets_the_parts(ways, monkeypatch):
     assert ways == ["folded", "folded"]
 
 
+@pytest.mark.parametrize("has_core", [False, True])
+def test_a_gpu_without_the_core_keeps_the_kernels_of_the_parts(has_core, monkeypatch):
+    monkeypatch.setattr(backends, "HAS_CORE", has_core)
+    assert backends.may_offer_unit(None, "cuda") == has_core
+    assert backends.may_offer_unit(None, "cpu")
+    assert backends.may_offer_unit("torch", "cuda")
+    assert not backends.may_offer_unit("triton", "cuda")
+
+
 def test_the_backends_that_are_asked_have_the_operator():
     for name in backends.WITH_UNIT:
         assert type(backends.load(name)).em_unit is not backends.Backend.em_unit, name
