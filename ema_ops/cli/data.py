@@ -70,6 +70,9 @@ def _check(args: argparse.Namespace) -> int:
         print(problem)
     for line in _table(report):
         print(line)
+    found = [name for name, pixels in zip(report.classes, report.pixels.tolist(), strict=True) if pixels]
+    if len(report.classes) > 1 and len(found) == 1 and report.ignored:
+        print(f"note: all labels are {found[0]!r}; 255 is for pixels to ignore, not for a class", file=sys.stderr)
     count = len(report.problems)
     print(f"{args.root} {split}: {report.num_images} pictures, {count or 'no'} problem{'s' if count != 1 else ''}")
     if args.json is not None:

@@ -22,7 +22,9 @@ CHECK = ("--kind", "folder", "--option", "classes=[ground, cat, dog]", "--worker
 
 def test_clean(folder, capsys):
     assert main(["data", "check", str(folder.root), *CHECK]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    lines = printed.out.splitlines()
     assert lines[-1] == f"{folder.root} all: 2 pictures, no problems"
     table = [line.split() for line in lines[:-1]]
     assert table[1:] == [
@@ -31,6 +33,13 @@ def test_clean(folder, capsys):
         ["2", "dog", "0", "0.00%", "0"],
         ["ignored", "4", "25.00%"],
     ]
+
+
+def test_masks_of_0_and_255_are_told(tree, capsys):
+    tree.picture("images/a.jpg", 4, 2)
+    tree.mask("masks/a.png", np.array([[0, 0, 255, 255], [0, 0, 255, 255]]))
+    assert main(["data", "check", str(tree.root), *CHECK]) == 0
+    assert capsys.readouterr().err == "note: all labels are 'ground'; 255 is for pixels to ignore, not for a class\n"
 
 
 def test_problems(folder, tmp_path, capsys):
