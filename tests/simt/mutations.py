@@ -22,6 +22,7 @@ HOPPER_GRADIENT = "hopper/e_step_gradient.cu"
 TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_block.h", "device/pipeline.h"
 HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_step.cu", "hopper/ring.h"
 HOPPER_E_STEP, HOPPER_TAIL = "hopper/e_step.cu", "hopper/unit_tail.cu"
+HOPPER_E_STEP_BLOCK = "hopper/e_step_block.h"
 LOOP_E_STEP, LOOP_M_STEP, LOOP_SUMS = "hopper/loop_e_step.h", "hopper/loop_m_step.h", "hopper/loop_sums.h"
 LONG_LOOP, SHARED_IMAGES = ("loop fp16, more tiles than stages",), ("loop, clusters of one image",)
 WAIT, WAIT_FOR_TOO_FEW = "copy_async_wait(next - 1 - i);", "copy_async_wait(next - i);"
@@ -120,14 +121,14 @@ OTHERS = [
     ),
     Mutation(
         "Hopper's E-step: the next 16 positions of the M-step",
-        HOPPER_E_STEP,
+        HOPPER_E_STEP_BLOCK,
         "sums, moved(z, k * 2048)",
         "sums, moved(z, k * 1024)",
         ("Hopper",),
     ),
     Mutation(
         "Hopper's E-step: the second half of a stage",
-        HOPPER_E_STEP,
+        HOPPER_E_STEP_BLOCK,
         "make_operand(memory + unit * 64, 0, 1024)",
         "make_operand(memory + unit * 32, 0, 1024)",
         ("Hopper fp16 image",),
