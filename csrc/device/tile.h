@@ -109,12 +109,16 @@ EMA_DEVICE void load_aligned_tile(Tile<Word, COLUMNS> tile, int rows, const Word
 template <class Word, int COLUMNS>
 EMA_DEVICE void write_tile(const Tile<Word, COLUMNS>& tile, int rows, const Matrix<Word>& out, int row, int column) {
   constexpr int UNIT = 16 / sizeof(Word), UNITS = COLUMNS / UNIT;
-  if (out.aligned && column + COLUMNS <= out.columns) {
+  if (out.aligned) {
     for (int i = threadIdx.x; i < rows * UNITS; i += blockDim.x) {
-      int r = i / UNITS, c = i % UNITS * UNIT;
-      if (row + r < out.rows)
-        *reinterpret_cast<uint4*>(out.data + (row + r) * out.stride + column + c) =
-            *reinterpret_cast<const uint4*>(tile.at(r, c));
+      int r = i / UNITS, c = i % UNITS * UNIT, left = out.columns - column - c;
+      if (row + r >= out.rows) continue;
+      const Word* source = tile.at(r, c);
+      Word* target = out.data + (row + r) * out.stride + column + c;
+      if (left >= UNIT)
+        *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(source);
+      else
+        for (int e = 0; e < left; ++e) target[e] = source[e];
     }
   } else {
     for (int i = threadIdx.x; i < rows * COLUMNS; i += blockDim.x) {
