@@ -168,6 +168,7 @@ def test_unknown_part_of_hopper(monkeypatch):
         (torch.empty(2, 1, 9, 68, dtype=torch.bfloat16), False),  # 136 bytes from position to position
         (torch.empty(2, 1, 9, 72, dtype=torch.bfloat16)[..., 1:65], False),  # starts 2 bytes too late
         (torch.empty(2, 1, 9, 72, dtype=torch.bfloat16)[..., 8:], True),
+        (torch.empty(1, 1, 9, 64, dtype=torch.bfloat16).expand(2, 1, 9, 64), False),
     ],
 )
 def test_which_features_can_be_boxed(x, boxed):
