@@ -419,5 +419,11 @@ OTHERS = [
         "first(z, c) = position < LOOP_TILE ?",
         ("loop",),
     ),
-    Mutation("loop: sums of one iteration over another's", LOOP_SUMS, "int64_t{t % 2}", "int64_t{0}", SHARED_IMAGES),
+    Mutation(
+        "loop: a cluster does not wait for the others",
+        LOOP_SUMS,
+        "wait_for_count(count, (t + 1) * args_.plan.clusters)",
+        "wait_for_count(count, t * args_.plan.clusters)",
+        SHARED_IMAGES,
+    ),
 ]
