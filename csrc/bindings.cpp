@@ -154,6 +154,7 @@ void bind_plan(py::module_& m) {
       .def_readwrite("value_gradient", &Plan::value_gradient)
       .def_readwrite("m_step", &Plan::m_step)
       .def_readwrite("value_m_step", &Plan::value_m_step)
+      .def_readwrite("reconstruct_gradient", &Plan::reconstruct_gradient)
       .def_readwrite("reconstruction", &Plan::reconstruction)
       .def_readwrite("grad_x", &Plan::grad_x)
       .def_readwrite("value_grad_x", &Plan::value_grad_x)

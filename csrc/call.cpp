@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "hopper/hopper.h"
+
 namespace ema {
 namespace {
 
@@ -104,16 +106,29 @@ Partials Call::multiply(const MStepPlan& m_step_plan, const Features& features, 
   return partials;
 }
 
+Partials Call::reconstruct_backward(const Features& grad_y, const void* value_rows, const void* responsibilities,
+                                    float* products, const Slots& slots) const {
+  const hopper::ReconstructGradient io{grad_y, value_rows, responsibilities, products, slots.sums};
+  check("reconstruct_gradient", hopper::reconstruct_gradient(problem, plan.reconstruct_gradient, io, stream));
+  Partials partials;
+  partials.sums = slots.sums;
+  partials.sum_splits = plan.reconstruct_gradient.splits;
+  partials.sum_factor = 1 / RESPONSIBILITY_SCALE;
+  return partials;
+}
+
 Partials Call::backward(const EStepPlan& e_step_plan, EStepGradient gradient, bool m_step, const Slots& slots) const {
-  gradient.sums = e_step_plan.fused ? slots.sums : nullptr;
+  EStepPlan launched = e_step_plan;
+  launched.fused = e_step_plan.fused && m_step;
+  gradient.sums = launched.fused ? slots.sums : nullptr;
   gradient.masses = slots.masses;
-  check("e_step_gradient", e_step_gradient(problem, e_step_plan, gradient, stream));
+  check("e_step_gradient", e_step_gradient(problem, launched, gradient, stream));
   Partials partials;
   partials.sums = slots.sums;
   partials.masses = slots.masses;
   partials.sum_splits = partials.mass_splits = e_step_plan.splits;
   partials.sum_factor = problem.scale;
-  if (m_step && !e_step_plan.fused) {
+  if (m_step && !launched.fused) {
     check("m_step", ema::m_step(problem, plan.m_step, gradient.x, gradient.grad_logits, slots.sums, stream));
     partials.sum_splits = plan.m_step.splits;
   }

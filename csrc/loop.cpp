@@ -60,6 +60,7 @@ void em_loop(const Call& call, const Forward& io, Arena workspace) {
 struct BackwardSpace {
   Products products;
   void* value_rows;
+  float* value_products;  // null: the gradients with values make them
   Slots slots;
   float* powers;
   float* grad_mass;
@@ -67,8 +68,12 @@ struct BackwardSpace {
   BackwardSpace(const Problem& problem, const Plan& plan, Arena& arena)
       : products(problem, 2 * problem.grad_iters, arena),
         value_rows(arena.take(row_bytes(problem, problem.channels))),
+        value_products(problem.grad_iters > 1 && plan.reconstruct_gradient.hopper
+                           ? static_cast<float*>(products.left(0))  // free until the first iteration's gradient
+                           : take_products(problem, plan.reconstruct_gradient, arena)),
         slots(problem,
-              int64_t{std::max(plan.m_step.splits, plan.gradient.fused ? plan.gradient.splits : 0)} *
+              int64_t{std::max({plan.m_step.splits, plan.reconstruct_gradient.splits, fused_splits(plan.gradient),
+                                fused_splits(plan.last_gradient)})} *
                   padded_channels(problem.channels),
               std::max({plan.e_step.splits, plan.last_gradient.splits, plan.gradient.splits,
                         plan.first_gradient.splits}),
@@ -123,7 +128,11 @@ void em_backward(const Call& call, const Backward& io, Arena workspace) {
   void* responsibilities = products.left(2 * pairs - 2);
   call.respond(io.x, products.right(2 * pairs - 1), nullptr, responsibilities, space.slots.masses);
   SumsGradient sums;
-  sums.partials = call.multiply(plan.m_step, io.grad_y, responsibilities, space.slots);
+  if (plan.reconstruct_gradient.hopper)
+    sums.partials = call.reconstruct_backward(io.grad_y, space.value_rows, responsibilities, space.value_products,
+                                              space.slots);
+  else
+    sums.partials = call.multiply(plan.m_step, io.grad_y, responsibilities, space.slots);
   sums.extra = io.grad_bases;
   sums.bases = io.bases;
   sums.powers = space.powers;
@@ -138,6 +147,7 @@ void em_backward(const Call& call, const Backward& io, Arena workspace) {
     if (t == last) {
       e_step.grad_y = io.grad_y;
       e_step.value_rows = space.value_rows;
+      e_step.value_products = space.value_products;
     }
     const bool m_step = t > stop || io.grad_initial != nullptr;
     const EStepPlan& e_step_plan = t == last ? plan.last_gradient : m_step ? plan.gradient : plan.first_gradient;

@@ -37,16 +37,20 @@ struct ReconstructBackwardSpace {
   Products products;
   void* value_rows;
   void* responsibilities;
+  float* value_products;  // null: the gradient of the logits makes them
   Slots slots;
 
   ReconstructBackwardSpace(const Problem& problem, const Plan& plan, Arena& arena)
       : products(problem, 1, arena),
         value_rows(arena.take(row_bytes(problem, problem.value_channels))),
         responsibilities(arena.take(responsibility_bytes(problem))),
+        value_products(take_products(problem, plan.reconstruct_gradient, arena)),
         slots(problem,
-              std::max(int64_t{plan.m_step.splits} * padded_channels(problem.channels),
-                       int64_t{plan.value_m_step.splits} * padded_channels(problem.value_channels)),
-              plan.value_gradient.splits, arena) {}
+              std::max(int64_t{std::max(plan.m_step.splits, fused_splits(plan.value_gradient))} *
+                           padded_channels(problem.channels),
+                       int64_t{std::max(plan.value_m_step.splits, plan.reconstruct_gradient.splits)} *
+                           padded_channels(problem.value_channels)),
+              std::max(plan.value_gradient.splits, plan.e_step.splits), arena) {}
 };
 
 }  // namespace
@@ -123,14 +127,24 @@ void em_reconstruct_backward(const Call& call, const ReconstructBackward& io, Ar
   e_step.logit_rows = space.products.right(0);
   e_step.logit_bias = io.logit_bias;
   e_step.value_rows = space.value_rows;
-  e_step.responsibilities = space.responsibilities;
+  e_step.value_products = space.value_products;
   e_step.grad_logits = space.products.left(0);
+  auto add_values = [&](const Partials& values) {
+    call.check("add_partials",
+               add_partials(problem, problem.value_channels, values, io.grad_value_bases, nullptr, call.stream));
+  };
+  if (plan.reconstruct_gradient.hopper) {
+    call.respond(io.x, e_step.logit_rows, io.logit_bias, space.responsibilities, space.slots.masses);
+    add_values(call.reconstruct_backward(io.grad_y, space.value_rows, space.responsibilities, space.value_products,
+                                         space.slots));
+  } else {
+    e_step.responsibilities = space.responsibilities;
+  }
   const Partials logits = call.backward(plan.value_gradient, e_step, true, space.slots);
   call.check("add_partials", add_partials(problem, problem.channels, logits, io.grad_logit_bases, io.grad_logit_bias,
                                           call.stream));
-  const Partials values = call.multiply(plan.value_m_step, io.grad_y, space.responsibilities, space.slots);
-  call.check("add_partials",
-             add_partials(problem, problem.value_channels, values, io.grad_value_bases, nullptr, call.stream));
+  if (!plan.reconstruct_gradient.hopper)
+    add_values(call.multiply(plan.value_m_step, io.grad_y, space.responsibilities, space.slots));
   call.check("rank_k_products", rank_k_products(problem, plan.value_grad_x, 1, space.products.left(0),
                                                 space.products.right(0), 1, io.grad_x, true, call.stream));
 }

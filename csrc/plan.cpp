@@ -127,13 +127,19 @@ void stream(EStepPlan& plan, const Problem& problem, int chunks, int row_bytes, 
       }
 }
 
+// Whether csrc/hopper has the gradient of a reconstruction.
+bool has_reconstruct_gradient(const Problem& problem, const Device& device) {
+  return for_hopper(problem, device) && !problem.positions_fastest && problem.channels <= hopper::E_STEP_CHANNELS &&
+         problem.value_channels <= hopper::E_STEP_CHANNELS;
+}
+
 // The gradient of the logits by csrc/hopper, with as many stages of features as fit, an even number; false: not by it.
 bool use_boxes_for_gradient(EStepPlan& plan, const Problem& problem, const EStepWork& work, const Device& device) {
   using Layout = hopper::GradientLayout;
   if (!for_hopper(problem, device) || problem.positions_fastest || problem.channels > hopper::E_STEP_CHANNELS ||
-      !work.has_sums || work.has_values)
+      !(work.has_sums || work.has_values) || (work.has_values && !has_reconstruct_gradient(problem, device)))
     return false;
-  const int channels = hopper::compiled_channels(problem.channels), matrices = 2;
+  const int channels = hopper::compiled_channels(problem.channels), matrices = work.has_sums ? 2 : 1;
   int stages = Layout::MAX_STAGES;
   while (Layout::bytes(channels, matrices, stages) > device.shared_memory) stages -= Layout::GROUPS;
   plan.hopper = plan.rows_resident = true;
@@ -144,7 +150,7 @@ bool use_boxes_for_gradient(EStepPlan& plan, const Problem& problem, const EStep
   SplitCost cost;
   cost.works = problem.images();
   cost.tiles = ceil_div(problem.positions, Layout::POSITIONS);
-  cost.tile_bytes = Layout::stage_bytes(channels);
+  cost.tile_bytes = Layout::stage_bytes(channels) + (work.has_values ? Layout::PRODUCTS_BYTES : 0);
   cost.block_bytes = int64_t{matrices} * Layout::rows_bytes(channels);
   cost.slot_bytes = work.m_step ? int64_t{4} * padded_bases(problem.num_bases) * padded_channels(problem.channels) : 0;
   cost.blocks = cost.multiprocessors = device.multiprocessors;
@@ -269,6 +275,26 @@ LoopPlan plan_loop(const Problem& problem, const Device& device) {
   return plan;
 }
 
+MStepPlan plan_reconstruct_gradient(const Problem& problem, const Device& device) {
+  using Layout = hopper::ReconstructGradientLayout;
+  const int channels = hopper::compiled_channels(problem.value_channels);
+  MStepPlan plan;
+  plan.hopper = has_reconstruct_gradient(problem, device);
+  if (!plan.hopper) return plan;
+  plan.slots = Layout::MAX_STAGES;
+  while (Layout::bytes(channels, plan.slots) > device.shared_memory) --plan.slots;
+  plan.shared_memory = Layout::bytes(channels, plan.slots);
+  SplitCost cost;
+  cost.works = problem.images();
+  cost.tiles = ceil_div(problem.positions, hopper::GradientLayout::POSITIONS);
+  cost.tile_bytes = Layout::stage_bytes(channels) + hopper::GradientLayout::PRODUCTS_BYTES;
+  cost.block_bytes = hopper::GradientLayout::rows_bytes(channels);
+  cost.slot_bytes = int64_t{4} * padded_bases(problem.num_bases) * padded_channels(problem.value_channels);
+  cost.blocks = cost.multiprocessors = device.multiprocessors;
+  plan.splits = cost.best();
+  return plan;
+}
+
 Plan make_plan(const Problem& problem, const Device& device) {
   auto e_step = [&](const EStepWork& work) { return plan_e_step(problem, device, work); };
   Plan plan;
@@ -281,6 +307,7 @@ Plan make_plan(const Problem& problem, const Device& device) {
   plan.value_gradient = e_step({true, false, true});
   plan.m_step = plan_m_step(problem, problem.channels, device);
   plan.value_m_step = plan_m_step(problem, problem.value_channels, device);
+  plan.reconstruct_gradient = plan_reconstruct_gradient(problem, device);
   plan.reconstruction = plan_products(problem, 1, problem.value_channels, device);
   plan.grad_x = plan_products(problem, 2 * problem.grad_iters, problem.channels, device);
   plan.value_grad_x = plan_products(problem, 1, problem.channels, device);

@@ -33,6 +33,14 @@ inline int64_t row_bytes(const Problem& problem, int channels) {
   return per_base(problem) * padded_channels(channels) * element_size(problem.dtype);
 }
 
+// Splits of which each has a slot of partial sums.
+inline int fused_splits(const EStepPlan& e_step) { return e_step.fused ? e_step.splits : 0; }
+
+// Products [G, N, Kp] of float32 that reconstruct_gradient makes, or null.
+inline float* take_products(const Problem& problem, const MStepPlan& reconstruct_gradient, Arena& arena) {
+  return reconstruct_gradient.hopper ? arena.take_floats(per_base(problem) * problem.positions) : nullptr;
+}
+
 // Slots of partial sums [G, splits, Kp, Cp] and of partial masses [G, splits, Kp].
 struct Slots {
   float* sums;

@@ -75,6 +75,19 @@ struct Work {
   EMA_DEVICE unsigned char* rows(int matrix) const { return shared + Layout::ROWS_BEGIN + matrix * ROWS_BYTES; }
   EMA_DEVICE unsigned char* features(int stage) const { return rows(matrices) + stage * STAGE_BYTES; }
 
+  // Bias, power and gradient of the mass of every base.
+  EMA_DEVICE float* bases() const { return reinterpret_cast<float*>(shared + Layout::BASES_BEGIN); }
+
+  // One thread for each base. Those beyond the last one have a bias that leaves them no share.
+  EMA_DEVICE void load_base(int base) const {
+    const EStepGradient& io = args.io;
+    const bool real = base < args.num_bases, summed = real && io.sums_rows != nullptr;
+    const int64_t index = static_cast<int64_t>(image) * args.num_bases + base;
+    const int64_t padded = static_cast<int64_t>(image) * 64 + base;
+    bases()[base] = !real ? -INFINITY : io.logit_bias != nullptr ? io.logit_bias[index] : 0.f;
+    bases()[64 + base] = summed ? io.powers[padded] : 0.f;
+    bases()[128 + base] = summed ? io.grad_mass[padded] : 0.f;
+  }
   // One thread prepares all barriers and loads the rows.
   EMA_DEVICE void start() const {
     init_barrier(rows_full(), 1);
@@ -106,34 +119,25 @@ struct Work {
   }
 };
 
-// Numbers of the two bases of a thread, and of the 8 positions.
-struct BaseNumbers {
-  bool real[2];
-  float bias[2], powers[2], grad_mass[2], kept[2];
-
-  EMA_DEVICE BaseNumbers(const Args& args, int image) {
-    const EStepGradient& io = args.io;
+// The gradient that comes from the reconstruction, 0 if there is none.
+EMA_DEVICE void load_products(float (&d)[POSITIONS / 2], const Args& args, int image, int position) {
+  const float* products = args.io.value_products;
+  const int left = products != nullptr ? args.positions - position - position_of(0) : 0;
+  const int64_t first = (static_cast<int64_t>(image) * args.positions + position + position_of(0)) * 64 + first_base();
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int base = first_base() + 8 * half;
-      real[half] = base < args.num_bases;
-      const int64_t padded = static_cast<int64_t>(image) * 64 + base;
-      const bool summed = real[half] && io.sums_rows != nullptr;
-      bias[half] = real[half] && io.logit_bias != nullptr
-                       ? io.logit_bias[static_cast<int64_t>(image) * args.num_bases + base] : 0.f;
-      powers[half] = summed ? io.powers[padded] : 0.f;
-      grad_mass[half] = summed ? io.grad_mass[padded] : 0.f;
-      kept[half] = io.sums_rows != nullptr ? powers[half] : RESPONSIBILITY_SCALE;
-    }
+  for (int c = 0; c < 8; ++c) {
+    const int n = c / 2 * 8 + c % 2;
+    d[at(c)] = n < left ? products[first + 64 * n] : 0.f;
+    d[at(c) + 2] = n < left ? products[first + 64 * n + 8] : 0.f;
   }
-};
+}
 
 template <class V>
 EMA_DEVICE void make_gradients(const Work<V>& work, int group) {
   using Math = typename V::Math;
   const Args& args = work.args;
   const bool leads = group_thread() == 0;
-  const BaseNumbers bases(args, work.image);
+  const float *bias = work.bases() + first_base(), *powers = bias + 64, *grad_mass = powers + 64;
   float *maxima = work.statistics(group), *totals = maxima + GradientLayout::STATISTICS;
   float* along = totals + GradientLayout::STATISTICS;
   auto larger = [](float a, float b) { return fmaxf(a, b); };
@@ -166,10 +170,12 @@ EMA_DEVICE void make_gradients(const Work<V>& work, int group) {
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
       float &one = z[at(c)], &other = z[at(c) + 2];
-      one += bases.bias[0], other += bases.bias[1];
-      values[c] = fmaxf(bases.real[0] ? one : -INFINITY, bases.real[1] ? other : -INFINITY);
+      one += bias[0], other += bias[8];
+      values[c] = fmaxf(one, other);
     }
     share_positions(values, maxima, larger);
+    float from_values[POSITIONS / 2];  // on their way from here on
+    load_products(from_values, args, work.image, position);
     // the tiles of the last turn are in memory, and free
     if (!V::M_STEP && leads) wait_for_reads<0>();
     meet(1 + group, GROUP);
@@ -177,8 +183,8 @@ EMA_DEVICE void make_gradients(const Work<V>& work, int group) {
     for (int c = 0; c < 8; ++c) {
       const float maximum = shared_position(maxima, c, larger);
       float &one = z[at(c)], &other = z[at(c) + 2];
-      one = bases.real[0] ? Math::exponential(one - maximum) : 0.f;
-      other = bases.real[1] ? Math::exponential(other - maximum) : 0.f;
+      one = Math::exponential(one - maximum);
+      other = Math::exponential(other - maximum);
       values[c] = one + other;
     }
     share_positions(values, totals, added);
@@ -190,7 +196,8 @@ EMA_DEVICE void make_gradients(const Work<V>& work, int group) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float& value = grad[at(c) + 2 * half];
-        value = weights[position_of(c)] * (value * bases.powers[half] + bases.grad_mass[half]);
+        value = weights[position_of(c)] * (value * powers[8 * half] + grad_mass[8 * half]) +
+                from_values[at(c) + 2 * half];
         values[c] += z[at(c) + 2 * half] * value;
       }
     }
@@ -207,8 +214,8 @@ EMA_DEVICE void make_gradients(const Work<V>& work, int group) {
       for (int half = 0; half < 2; ++half) {
         float &one = z[at(c) + 2 * half], &value = grad[at(c) + 2 * half];
         one *= factor;
-        value = bases.real[half] ? one * (value - mean) : 0.f;
-        one *= weights[position_of(c)] * bases.kept[half];
+        value = one * (value - mean);
+        one *= weights[position_of(c)] * (work.matrices == 2 ? powers[8 * half] : RESPONSIBILITY_SCALE);
         masses[half] += value;
       }
     }
@@ -297,6 +304,7 @@ __global__ void __launch_bounds__(V::THREADS, 1) e_step_gradient_kernel(const __
   EMA_SHARED(shared);
   wait_for_predecessors();
   if (threadIdx.x == 0) Work<V>(args, shared).start();
+  if (threadIdx.x < 64) Work<V>(args, shared).load_base(threadIdx.x);
   __syncthreads();
   const int group = __shfl_sync(~0u, threadIdx.x / GROUP, 0);
   if (group < GROUPS) {

@@ -32,6 +32,17 @@ constexpr int E_STEP_BYTES = E_STEP_UNIT * 128               // responsibilities
 
 cudaError_t e_step(const Problem&, const EStepPlan& plan, const EStep&, cudaStream_t stream);
 cudaError_t e_step_gradient(const Problem&, const EStepPlan& plan, const EStepGradient&, cudaStream_t stream);
+
+// The gradient of a reconstruction y = responsibilities value_bases^T to both.
+struct ReconstructGradient {
+  Features grad_y;
+  const void* value_rows = nullptr;        // [G, Kp, Cp of grad_y]
+  const void* responsibilities = nullptr;  // [G, N, Kp]
+  float* products = nullptr;               // grad_y value_rows^T, [G, N, Kp]
+  float* sums = nullptr;                   // grad_y^T responsibilities, [G, splits, Kp, Cp of grad_y]
+};
+cudaError_t reconstruct_gradient(const Problem&, const MStepPlan& plan, const ReconstructGradient&, cudaStream_t stream);
+
 cudaError_t m_step(const Problem&, const MStepPlan& plan, const Features& features, const void* left, float* sums,
                    cudaStream_t stream);
 cudaError_t rank_k_products(const Problem&, const ProductsPlan& plan, int products, const void* left, const void* right,

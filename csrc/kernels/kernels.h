@@ -60,6 +60,7 @@ struct EStepGradient {
   const float* powers = nullptr;      // [G, Kp]
   const float* grad_mass = nullptr;   // [G, Kp]
   const void* value_rows = nullptr;   // [G, Kp, Cp of grad_y]
+  const float* value_products = nullptr;  // grad_y value_rows^T, [G, N, Kp]: instead of both where plan.hopper
   void* responsibilities = nullptr;   // [G, N, Kp]; if there are sums_rows not scaled, but weighted and times powers
   void* grad_logits = nullptr;        // [G, N, Kp]
   float* sums = nullptr;              // x^T grad_logits, [G, splits, Kp, Cp], or null (plan.fused)

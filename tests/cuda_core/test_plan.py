@@ -277,9 +277,7 @@ def test_e_steps_on_hopper_keep_the_limits(core, channels, positions_fastest):
     assert batch.iteration.splits == 8
 
 
-def hopper_gradient_bytes(plan, channels):
-    """Four tiles, numbers and barriers, rows of bases, stages of 32 positions."""
-    return 21 * KIB + (128 * plan.row_slots + 64 * plan.feature_slots) * channels
+GRADIENTS = ("gradient", "first_gradient", "last_gradient", "value_gradient")
 
 
 def test_gradients_that_hopper_serves(core):
@@ -287,22 +285,29 @@ def test_gradients_that_hopper_serves(core):
 
     def served(**fields):
         plan = core.plan(paper(core, **{"boxed": True, **fields}), core.Device(132, 227 * KIB, True))
-        assert plan.gradient.hopper == plan.first_gradient.hopper
-        return plan.gradient.hopper
+        return [getattr(plan, name).hopper for name in (*GRADIENTS, "reconstruct_gradient")]
 
-    assert served()
-    assert served(dtype="float16", channels=8, num_bases=1)
+    assert all(served())
+    assert all(served(dtype="float16", channels=8, num_bases=1))
     for fields in ({"channels": 520}, {"num_bases": 65}, {"dtype": "float32"}, {"positions_fastest": True}):
-        assert not served(**fields)
+        assert not any(served(**fields))
+    assert served(value_channels=520) == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize("positions", [1, 33, 65 * 65])
 @pytest.mark.parametrize(("channels", "compiled"), [(1, 64), (72, 128), (200, 256), (264, 512), (512, 512)])
 def test_gradients_on_hopper_keep_the_limits(core, channels, compiled, positions):
     plan = core.plan(paper(core, channels=channels, positions=positions, boxed=True), core.Device(132, 227 * KIB, True))
-    for found in (plan.gradient, plan.first_gradient):
-        assert found.shared_memory == hopper_gradient_bytes(found, compiled) <= 227 * KIB
+    for name in GRADIENTS:
+        found = getattr(plan, name)
+        assert found.row_slots == (1 if name == "value_gradient" else 2)
+        # four tiles, numbers and barriers, rows of bases, stages of 32 positions
+        stages = (128 * found.row_slots + 64 * found.feature_slots) * compiled
+        assert found.shared_memory == 21 * KIB + stages <= 227 * KIB
         assert found.feature_slots in (2, 4, 6, 8)
         assert 1 <= found.splits <= -(-positions // 32)
-    assert plan.gradient.fused
-    assert not plan.first_gradient.fused
+        assert found.fused == (name != "first_gradient")
+    found = plan.reconstruct_gradient
+    assert found.shared_memory == KIB + 128 * compiled + found.slots * (64 * compiled + 4 * KIB) <= 227 * KIB
+    assert 4 <= found.slots <= 8
+    assert 1 <= found.splits <= -(-positions // 32)

@@ -84,10 +84,16 @@ CASES = {
     "Hopper, constant bases": Case(
         (2, 1, 150, 96), 7, fp16, hopper=True, constant_bases=True, options={"num_iters": 3, "grad_iters": 2}
     ),
+    "Hopper, one gradient": Case(
+        (1, 1, 40, 64), 9, bf16, hopper=True, constant_bases=True, options={"num_iters": 2, "grad_iters": 1}
+    ),
     "Hopper step": Case((1, 2, 31, 264), 33, fp16, "step", hopper=True),
     "Hopper unit": Case((2, 1, 300, 136), 64, bf16, "unit", weighted=True, hopper=True, options={"num_iters": 1}),
     "Hopper unit image": Case((1, 1, 136, 264), 20, fp16, "unit", order="BCN", hopper=True, options={"num_iters": 1}),
     "Hopper reconstruct": Case((1, 2, 150, 72), 24, bf16, "reconstruct", value_channels=520, hopper=True),
+    "Hopper reconstruct, few channels": Case(
+        (1, 2, 100, 72), 24, fp16, "reconstruct", value_channels=136, hopper=True
+    ),
     "Hopper reconstruct image": Case(
         (2, 1, 200, 40), 64, fp16, "reconstruct", order="BCN", value_channels=272, hopper=True
     ),

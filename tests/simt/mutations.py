@@ -18,7 +18,7 @@ class Mutation(NamedTuple):
 E_STEP, GRADIENT, M_STEP = "kernels/e_step.cu", "kernels/e_step_gradient.cu", "kernels/m_step.cu"
 PRODUCTS, LINES, PACK = "kernels/rank_k_products.cu", "kernels/base_lines.h", "kernels/pack_bases.cu"
 CONVOLVE, TAIL, UNIT = "kernels/convolve_bases.cu", "kernels/unit_tail.cu", "unit.cpp"
-HOPPER_GRADIENT = "hopper/e_step_gradient.cu"
+HOPPER_GRADIENT, HOPPER_VALUES = "hopper/e_step_gradient.cu", "hopper/reconstruct_gradient.cu"
 TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_block.h", "device/pipeline.h"
 HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_step.cu", "hopper/ring.h"
 HOPPER_E_STEP, HOPPER_TAIL = "hopper/e_step.cu", "hopper/unit_tail.cu"
@@ -362,13 +362,6 @@ OTHERS = [
         ("Hopper", "Hopper, all channels"),
     ),
     Mutation(
-        "Hopper's gradient: weights of the next tile",
-        HOPPER_GRADIENT,
-        "work.weights(group) + i / GROUPS % 2 * POSITIONS",
-        "work.weights(group)",
-        ("Hopper", "Hopper, all channels"),
-    ),
-    Mutation(
         "Hopper's gradient: positions beyond the last have masses",
         HOPPER_GRADIENT,
         "position + group_thread(), args.positions);",
@@ -425,5 +418,33 @@ OTHERS = [
         "wait_for_count(count, (t + 1) * args_.plan.clusters)",
         "wait_for_count(count, t * args_.plan.clusters)",
         SHARED_IMAGES,
+    ),
+    Mutation(
+        "Hopper's gradient: what comes from the reconstruction is weighted",
+        HOPPER_GRADIENT,
+        "grad_mass[8 * half]) +\n                from_values[at(c) + 2 * half];",
+        "grad_mass[8 * half] +\n                from_values[at(c) + 2 * half]);",
+        ("Hopper, all channels",),
+    ),
+    Mutation(
+        "Hopper's reconstruction: features are handed back by a few",
+        HOPPER_VALUES,
+        "ring.init(V::THREADS / 32);",
+        "ring.init(V::THREADS / 32 - 4);",
+        ("Hopper, all channels", "Hopper"),
+    ),
+    Mutation(
+        "Hopper's reconstruction: handed back before it is multiplied",
+        HOPPER_VALUES,
+        "wait_for_products<0>();\n    ring.hand_back();\n  }\n  settle(sums);",
+        "ring.hand_back();\n    wait_for_products<0>();\n  }\n  settle(sums);",
+        ("Hopper, all channels", "Hopper"),
+    ),
+    Mutation(
+        "Hopper's reconstruction: channels of a warpgroup",
+        HOPPER_VALUES,
+        "stage + part * (COLUMNS / 64) * BOX_BYTES",
+        "stage",
+        ("Hopper, all channels",),
     ),
 ]

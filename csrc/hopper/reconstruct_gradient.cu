@@ -1,0 +1,179 @@
+// The gradient of a reconstruction to both its factors, so that the gradient of y is read once: warpgroup 0 multiplies it
+// by the value rows, which stay in shared memory, and those behind it, each for its channels, by responsibilities.
+#include "gradient_layout.h"
+#include "group_tile.h"
+#include "ring.h"
+
+namespace ema::hopper {
+namespace {
+
+struct Args {
+  ReconstructGradient io;
+  int splits, stages, heads, positions;
+  TensorMap grad_y, value_rows, responsibilities;
+};
+
+template <class Math_, int CHANNELS_>
+struct Variant {
+  using Math = Math_;
+  static constexpr int CHANNELS = CHANNELS_;
+  static constexpr int M_GROUPS = CHANNELS == 512 ? 2 : 1;
+  static constexpr int THREADS = (1 + M_GROUPS) * GROUP;
+};
+
+#if EMA_HOPPER
+constexpr int POSITIONS = GradientLayout::POSITIONS, BOX_BYTES = POSITIONS * 128;
+
+// What a block works on.
+struct BlockTiles {
+  int image, begin, count;  // tiles
+
+  EMA_DEVICE explicit BlockTiles(const Args& args) {
+    // every role asks anew, or what all have in common would be spilled
+    const int block = opaque(blockIdx.x);
+    const TileRange tiles(args.positions, args.splits, block % args.splits, POSITIONS);
+    image = block / args.splits, begin = tiles.begin, count = tiles.count();
+  }
+};
+
+// grad_y value_rows^T. A thread has two bases of 8 positions.
+template <class V>
+EMA_DEVICE void multiply_by_rows(const Args& args, const unsigned char* rows, const unsigned char* stages, Ring ring) {
+  constexpr int STAGE_BYTES = ReconstructGradientLayout::stage_bytes(V::CHANNELS);
+  const BlockTiles share(args);
+  for (int i = 0; i < share.count; ++i, ring.advance()) {
+    float d[POSITIONS / 2];
+    // computed for every tile: the operands of all steps would not fit the registers
+    const Operand left = make_operand(rows + opaque(0), 0, 1024);
+    const Operand right = make_operand(stages + ring.slot * STAGE_BYTES, 0, 1024);
+    ring.wait_until_full();
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < V::CHANNELS / 16; ++k)
+      multiply_group<V::Math::DTYPE, POSITIONS, false, false>(d, moved(left, k / 4 * 64 * 128 + k % 4 * 32),
+                                                              moved(right, k / 4 * BOX_BYTES + k % 4 * 32), k > 0);
+    commit_products();
+    wait_for_products<0>();
+    settle(d);
+    ring.hand_back();
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      const int position = (share.begin + i) * POSITIONS + position_of(c);
+      if (position >= args.positions) continue;
+      float* line = args.io.products + (static_cast<int64_t>(share.image) * args.positions + position) * 64;
+      line[first_base()] = d[at(c)];
+      line[first_base() + 8] = d[at(c) + 2];
+    }
+  }
+}
+
+// grad_y^T responsibilities, of the channels of one warpgroup; the first of them loads.
+template <class V>
+EMA_DEVICE void add_up(const Args& args, unsigned char* stages, Ring ring, Ring fill_ring, int part) {
+  constexpr int COLUMNS = V::CHANNELS / V::M_GROUPS;
+  constexpr int STAGE_BYTES = ReconstructGradientLayout::stage_bytes(V::CHANNELS);
+  constexpr int FEATURE_BYTES = V::CHANNELS / 64 * BOX_BYTES;
+  const BlockTiles share(args);
+  const bool loads = part == 0 && group_thread() == 0;
+  auto load = [&](int i) {
+    if (!loads || i >= share.count) return;
+    const int head = share.image % args.heads, batch = share.image / args.heads;
+    const int position = (share.begin + i) * POSITIONS;
+    unsigned char* stage = stages + fill_ring.slot * STAGE_BYTES;
+    Barrier* full = fill_ring.begin_fill(STAGE_BYTES);
+    for (int box = 0; box < V::CHANNELS / 64; ++box)
+      copy_box(stage + box * BOX_BYTES, args.grad_y, full, 64 * box, position, head, batch);
+    copy_box(stage + FEATURE_BYTES, args.responsibilities, full, 0, position, head, batch);
+    fill_ring.advance();
+  };
+  for (int i = 0; i < args.stages - 1; ++i) load(i);
+  __syncwarp();
+  float sums[COLUMNS / 2] = {};
+  for (int i = 0; i < share.count; ++i, ring.advance()) {
+    const unsigned char* stage = stages + ring.slot * STAGE_BYTES;
+    const Operand left = make_operand(stage + FEATURE_BYTES, 0, 1024);
+    const Operand right = make_operand(stage + part * (COLUMNS / 64) * BOX_BYTES, BOX_BYTES, 1024);
+    ring.wait_until_full();
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < POSITIONS / 16; ++k)
+      multiply_group<V::Math::DTYPE, COLUMNS, true, true>(sums, moved(left, 2048 * k), moved(right, 2048 * k), true);
+    commit_products();
+    // to the stage of the last tile, which all have handed back or soon will
+    load(i + args.stages - 1);
+    __syncwarp();
+    wait_for_products<0>();
+    ring.hand_back();
+  }
+  settle(sums);
+  const int width = padded_channels(args.io.grad_y.channels);
+  float* slot = args.io.sums + (static_cast<int64_t>(blockIdx.x) * 64 + first_base()) * width;
+#pragma unroll
+  for (int i = 0; i < COLUMNS / 2; i += 4) {
+    const int channel = part * COLUMNS + 2 * i + lane() % 4 * 2;
+    if (channel >= width) break;
+    *reinterpret_cast<float2*>(slot + channel) = make_float2(sums[i], sums[i + 1]);
+    *reinterpret_cast<float2*>(slot + 8 * width + channel) = make_float2(sums[i + 2], sums[i + 3]);
+  }
+}
+#endif
+
+template <class V>
+__global__ void __launch_bounds__(V::THREADS, 1) reconstruct_gradient_kernel(const __grid_constant__ Args args) {
+#if EMA_HOPPER
+  using Layout = ReconstructGradientLayout;
+  EMA_SHARED(shared);
+  wait_for_predecessors();
+  unsigned char* rows = shared + Layout::BARRIER_BYTES;
+  unsigned char* stages = rows + GradientLayout::rows_bytes(V::CHANNELS);
+  Barrier* rows_full = reinterpret_cast<Barrier*>(shared);
+  Ring ring(rows_full + 1, args.stages);
+  if (threadIdx.x == 0) {
+    init_barrier(rows_full, 1);
+    ring.init(V::THREADS / 32);
+    const BlockTiles share(args);
+    arrive_expecting(rows_full, GradientLayout::rows_bytes(V::CHANNELS));
+    for (int box = 0; box < V::CHANNELS / 64; ++box)
+      copy_box(rows + box * 64 * 128, args.value_rows, rows_full, 64 * box, 0, share.image % args.heads,
+               share.image / args.heads);
+  }
+  __syncthreads();
+  const int group = __shfl_sync(~0u, threadIdx.x / GROUP, 0);
+  if (group == 0) {
+    wait(rows_full, 0);
+    multiply_by_rows<V>(args, rows, stages, ring);
+  } else {
+    add_up<V>(args, stages, ring, ring, group - 1);
+  }
+#endif
+}
+
+}  // namespace
+
+cudaError_t reconstruct_gradient(const Problem& problem, const MStepPlan& plan, const ReconstructGradient& io,
+                                 cudaStream_t stream) {
+  Args args{io, plan.splits, plan.slots, problem.heads, problem.positions, {}, {}, {}};
+  const int width = padded_channels(io.grad_y.channels), lines = GradientLayout::POSITIONS;
+  cudaError_t error = make_tensor_map(&args.grad_y, as_matrices(problem, io.grad_y), lines);
+  if (error == cudaSuccess) error = make_tensor_map(&args.value_rows, as_matrices(problem, io.value_rows, 64, width), 64);
+  if (error == cudaSuccess)
+    error = make_tensor_map(&args.responsibilities, as_matrices(problem, io.responsibilities, problem.positions, 64),
+                            lines);
+  if (error != cudaSuccess) return error;
+  return with_half_math(problem, [&](auto math) {
+    using Math = decltype(math);
+    auto run = [&](auto variant) {
+      using V = decltype(variant);
+      return launch(reconstruct_gradient_kernel<V>, dim3(problem.images() * plan.splits), dim3(V::THREADS),
+                    plan.shared_memory, stream, args);
+    };
+    switch (compiled_channels(io.grad_y.channels)) {
+      case 64: return run(Variant<Math, 64>{});
+      case 128: return run(Variant<Math, 128>{});
+      case 256: return run(Variant<Math, 256>{});
+      default: return run(Variant<Math, 512>{});
+    }
+  });
+}
+
+}  // namespace ema::hopper
