@@ -95,8 +95,9 @@ def backward(shape: Shape) -> dict[str, float]:
     return _microseconds(
         {
             "responsibilities again": launch(shape, 1, x, z, blocks),
-            "gradient of the last bases": launch(shape, 1, x, z, blocks),
-            "last iteration": launch(shape, 4, 2 * x, 2 * z, blocks),
+            # responsibilities are read, products with the value rows are written in float32
+            "gradient of y": launch(shape, 2, x, 3 * z, blocks),
+            "last iteration": launch(shape, 3, missed, cached + 4 * z, blocks),
             "other iterations": (shape.num_iters - 1) * launch(shape, 3, missed, cached + 2 * z, blocks),
             "normalisations": (shape.num_iters + 1) * addition(shape),
             "gradient of the features": launch(shape, 2 * shape.num_iters, x, 2 * shape.num_iters * z, blocks),
