@@ -6,7 +6,7 @@
 namespace ema::hopper {
 namespace {
 
-constexpr int THREADS = 384;
+constexpr int THREADS = 384, ZERO_THREADS = 128;
 
 template <class Shape>
 __global__ void __launch_bounds__(THREADS, 1)
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 }
 
 // Clusters of an image count here what they have summed.
-__global__ void zero_counts_kernel(unsigned* counts, int count) {
+__global__ void __launch_bounds__(ZERO_THREADS, 1) zero_counts_kernel(unsigned* counts, int count) {
   wait_for_predecessors();
   for (int i = threadIdx.x; i < count; i += blockDim.x) counts[i] = 0;
 }
@@ -71,7 +71,7 @@ cudaError_t em_loop(const Problem& problem, const LoopPlan& plan, const EmLoop& 
                       problem.eps_max};
   const bool shared_images = plan.clusters > 1;
   if (shared_images)
-    if (cudaError_t error = launch(zero_counts_kernel, dim3(1), dim3(128), 0, stream, io.counts,
+    if (cudaError_t error = launch(zero_counts_kernel, dim3(1), dim3(ZERO_THREADS), 0, stream, io.counts,
                                    problem.images() * plan.cluster))
       return error;
   const dim3 grid(problem.images() * plan.clusters * plan.cluster), block(THREADS);
