@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +18,9 @@ from ema_ops.segmentation.data.generated.drawing import build
 from ema_ops.segmentation.evaluation import evaluate
 from ema_ops.segmentation.models import load_network
 from ema_ops.segmentation.training import train
+from ema_ops.segmentation.training.files import replacing
 
+from .jobs import in_processes
 from .variants import NUM_ITERS, Variant
 
 RECIPE = "generated"
@@ -58,32 +59,22 @@ def train_all(
 ) -> list[Outcome]:
     """Train every variant, `jobs` at a time, under `folder`; what is there already is read. In the order of `variants`.
 
-    `progress` is called with each outcome as it comes.
+    `progress` is called with each outcome as it comes. Raises KeyboardInterrupt when a signal stopped a training, which
+    goes on when called again.
     """
     data = folder / "data"
     if not (data / BUDGET).is_file():
         build(data, train=budget.train, val=budget.val, seed=DATA_SEED)
-        (data / BUDGET).write_text(json.dumps(asdict(budget)))
+        _write_json(data / BUDGET, asdict(budget))
     elif json.loads((data / BUDGET).read_text()) != asdict(budget):
         raise ValueError(f"{data} was made for another budget: expected {budget}; choose another folder")
     threads = max(1, torch.get_num_threads() // jobs)
     one = partial(_train_one, folder=folder, budget=budget, device=device, threads=threads)
     found = {}
-    with _pool(jobs) as run_each:
-        for outcome in run_each(one, variants):
-            found[outcome.variant] = outcome
-            progress(outcome)
+    for outcome in map(one, variants) if jobs == 1 else in_processes(one, variants, jobs):
+        found[outcome.variant] = outcome
+        progress(outcome)
     return [found[variant] for variant in variants]
-
-
-@contextmanager
-def _pool(jobs: int) -> Iterator[Callable[..., Iterable[Outcome]]]:
-    """Something like `map`: in this process, or in fresh interpreters, as a user would start them."""
-    if jobs == 1:
-        yield map
-        return
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
-        yield pool.imap_unordered
 
 
 def _train_one(variant: Variant, *, folder: Path, budget: Budget, device: str, threads: int) -> Outcome:
@@ -103,7 +94,8 @@ def _train_one(variant: Variant, *, folder: Path, budget: Budget, device: str, t
             "training.pictures=0",
         ],
     )
-    train(config, resume=(out / "latest.pt").is_file())
+    if train(config, resume=(out / "latest.pt").is_file()).signal is not None:
+        raise KeyboardInterrupt
     network, _ = load_network(out / "latest.pt", backend=variant.backend)
     validation = open_dataset(config.data.kind, config.data.root, config.data.val_split, **config.data.options)
     by_iters = {}
@@ -114,8 +106,14 @@ def _train_one(variant: Variant, *, folder: Path, budget: Budget, device: str, t
     with open(out / "validation.csv", newline="") as file:
         curve = [(int(row["step"]), float(row["mean_iou"])) for row in csv.DictReader(file)]
     outcome = Outcome(variant, by_iters[variant.num_iters], curve, by_iters)
-    (out / OUTCOME).write_text(json.dumps(asdict(outcome)))
+    _write_json(out / OUTCOME, asdict(outcome))
     return outcome
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all: who finds the file takes what it says for done."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(content))
 
 
 def _read(variant: Variant, out: Path) -> Outcome:

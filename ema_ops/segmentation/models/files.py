@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .python_objects import left_out
+
 _SHOWN = 5
 
 
@@ -104,7 +106,8 @@ def names(which: list[str]) -> str:
 
 
 def _load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with left_out():
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _load_safetensors(path: Path) -> Any:

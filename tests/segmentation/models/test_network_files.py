@@ -1,7 +1,9 @@
 """save_network, read_checkpoint, load_network, export_network: there and back, and files that are refused."""
 
 import pickle
+import sys
 from collections import OrderedDict
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -238,6 +240,85 @@ def test_objects_are_not_opened(tmp_path):
         read_checkpoint(path)
     path.write_bytes(pickle.dumps(Harmful(), protocol=2))
     with pytest.raises(ValueError, match=message):
+        read_checkpoint(path)
+
+
+class HistoryBuffer:
+    """Pickled as mmengine 0.10 pickles its class of this name: arrays, and methods by the name of their attribute."""
+
+    def __init__(self):
+        self._log_history, self._count_history = np.array([0.5, 0.25]), np.array([1, 1])
+
+    def mean(self):
+        return self._log_history.mean()
+
+    def __getstate__(self):
+        return {**self.__dict__, "statistics_methods": {"mean": HistoryBuffer.mean}}
+
+
+def save_as_mmengine(path, state, monkeypatch, **more):
+    """A file as mmengine's runner writes it; here nobody has mmengine."""
+    name = "mmengine.logging.history_buffer"
+    monkeypatch.setattr(HistoryBuffer, "__module__", name)
+    monkeypatch.setattr(HistoryBuffer.mean, "__module__", name)
+    with monkeypatch.context() as patch:
+        for length in (1, 2, 3):
+            part = ".".join(name.split(".")[:length])
+            patch.setitem(sys.modules, part, ModuleType(part))
+        sys.modules[name].HistoryBuffer = HistoryBuffer
+        scalars = OrderedDict({"train/loss": HistoryBuffer()})
+        info = OrderedDict({"iter": 5, "best": np.float64(0.5)})
+        content = {"meta": {"dataset_meta": {"classes": CLASSES}}, "state_dict": state}
+        torch.save({**content, "message_hub": {"log_scalars": scalars, "runtime_info": info}, **more}, path)
+
+
+def test_training_files_of_mmengine(tmp_path, monkeypatch):
+    path = tmp_path / "iter_5.pth"
+    state = shapes_of("mmsegmentation", num_classes=3, channels=24, num_bases=6)
+    save_as_mmengine(path, state, monkeypatch)
+    asked_for = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    core = "numpy._core.multiarray" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core.multiarray"
+    # those that a file of mmengine 0.10 asks for
+    assert asked_for == {
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "builtins.getattr",
+        "numpy.ndarray",
+        "numpy.dtype",
+        f"{core}.scalar",
+        f"{core}._reconstruct",
+    }
+    allowed = set(torch.serialization.get_safe_globals())
+    checkpoint = read_checkpoint(path)
+    assert (checkpoint.source, checkpoint.classes) == ("mmsegmentation", CLASSES)
+    assert checkpoint.state["classifier.weight"].shape[0] == 3
+    assert checkpoint.content["message_hub"]["runtime_info"]["iter"] == 5
+    assert "mmengine" not in sys.modules
+    # nothing is allowed for longer than the file is read
+    assert set(torch.serialization.get_safe_globals()) == allowed
+
+
+def test_objects_beside_those_of_mmengine_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "iter_5.pth"
+    state = shapes_of("mmsegmentation", num_classes=3, channels=24, num_bases=6)
+    save_as_mmengine(path, state, monkeypatch, optimizer=Harmful())
+    with pytest.raises(ValueError, match=r"iter_5.pth is not a checkpoint: it holds a Python object \(.*exec\)"):
+        read_checkpoint(path)
+    save_as_mmengine(path, {**state, "decode_head.conv_seg.weight": np.ones(3)}, monkeypatch)
+    with pytest.raises(ValueError, match=r"iter_5.pth holds decode_head.conv_seg.weight that are no tensors"):
+        read_checkpoint(path)
+
+
+class Finder:
+    """Asks for an attribute by name, as a harmful file would ask for a function."""
+
+    def __reduce__(self):
+        return getattr, (torch.Tensor, "tolist")
+
+
+def test_attributes_are_not_found(tmp_path):
+    path = tmp_path / "attributes.pt"
+    torch.save({"state_dict": Finder()}, path)
+    with pytest.raises(ValueError, match=r"attributes.pt holds state_dict that are no tensors"):
         read_checkpoint(path)
 
 
