@@ -8,7 +8,7 @@ write FOLDER/folding.md. Both take turns, and the table shows the ratio of neigh
 on the machine disturb less; on a GPU they are wall times with the launches by Python. The modes:
 
     operator    evaluation without a gradient, the whole unit as `ema_ops::em_unit`
-    parts       the same with a group norm, which the operator does not serve
+    group norm  the same with a norm that the operator does not serve: the loop behind the convolution alone is one
     training    forward and backward, the gradient of x and all parameters
 """
 
@@ -31,10 +31,10 @@ from .environment import commit, device_name, now
 
 # channels, height and width, bases
 SHAPES = [
-    *((64, 33, 64), (64, 97, 64), (128, 65, 64), (256, 33, 64), (256, 65, 64), (512, 33, 64), (512, 65, 64)),
-    *((512, 97, 64), (64, 65, 16), (128, 65, 16), (256, 65, 32), (512, 65, 128)),
+    *product((64, 256, 512), (33, 65, 129), (64,)),
+    *((128, 65, 64), (64, 65, 16), (128, 65, 16), (256, 65, 32), (512, 65, 128)),
 ]
-MODES = ("operator", "parts", "training")
+MODES = ("operator", "group norm", "training")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -74,7 +74,7 @@ def table(device: torch.device, batches: list[int], repeats: int) -> Iterator[st
 
 def measure(x: Tensor, num_bases: int, mode: str, repeats: int) -> np.ndarray:
     """Milliseconds [2, repeats] without and with folding, run in turns."""
-    norm = partial(nn.GroupNorm, 32) if mode == "parts" else nn.BatchNorm2d
+    norm = partial(nn.GroupNorm, 32) if mode == "group norm" else nn.BatchNorm2d
     unit = EMAUnit(x.shape[1], num_bases, norm_layer=norm).to(x.device, x.dtype).train(mode == "training")
     step = partial(train if mode == "training" else evaluate, unit, x)
     times = np.empty((2, repeats + 1))

@@ -79,23 +79,47 @@ class EMAttentionFunction(torch.autograd.Function):
         return grad_x, _for_input(grad_initial, ctx.bases_rank, ctx.bases_dtype), *(None,) * 9
 
 
-class InitialBasesFunction(torch.autograd.Function):
-    """A copy of the caller's bases, which may be a running average that moves before backward reads them."""
+class FoldedAttentionFunction(torch.autograd.Function):
+    """`EMAttentionFunction` behind a convolution [C, C] and [C]: (y, last bases, path, its sums, masses, lengths)."""
 
     generate_vmap_rule = True
-    operator = torch.ops.ema_ops.initial_bases
+    operator = torch.ops.ema_ops.em_folded_forward
 
     @staticmethod
-    def forward(bases, moves_bases):
-        return torch.ops.ema_ops.initial_bases(bases, moves_bases)
+    def forward(
+        x, bases, weight, conv_weight, conv_bias, moves_bases,
+        layout, num_iters, grad_iters, scale, eps, eps_mode, backend,
+    ):  # fmt: skip
+        return torch.ops.ema_ops.em_folded_forward(
+            x, bases, weight, conv_weight, conv_bias, moves_bases,
+            layout, num_iters, grad_iters, scale, eps, eps_mode, backend,
+        )  # fmt: skip
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        pass
+        x, bases, weight, conv_weight, conv_bias, _, *ctx.options = inputs
+        _, *saved = output
+        ctx.mark_non_differentiable(*saved[1:])
+        ctx.set_materialize_grads(False)
+        ctx.bases_rank, ctx.bases_dtype = bases.dim(), bases.dtype
+        ctx.save_for_backward(x, weight, conv_weight, conv_bias, *saved)
 
     @staticmethod
-    def backward(ctx, grad):
-        return grad, None
+    def backward(ctx, grad_y, grad_bases, *_):
+        x, weight, conv_weight, conv_bias, *saved = ctx.saved_tensors
+        _, num_iters, grad_iters = ctx.options[:3]
+        if grad_iters == 0 or (grad_y is None and grad_bases is None):
+            return (None,) * 13
+        if grad_y is None:
+            grad_y = x.new_zeros(()).expand(x.shape)
+        need_bases = ctx.needs_input_grad[1] and grad_iters == num_iters
+        grad_x, grad_conv_weight, grad_conv_bias, grad_initial = _once(
+            torch.ops.ema_ops.em_folded_backward,
+            *(grad_y, grad_bases, x, weight, conv_weight, conv_bias, *saved, need_bases, *ctx.options),
+        )
+        grad_initial = _for_input(grad_initial, ctx.bases_rank, ctx.bases_dtype) if need_bases else None
+        convolution = grad_conv_weight.to(conv_weight.dtype), grad_conv_bias.to(conv_bias.dtype)
+        return grad_x, grad_initial, None, *convolution, *(None,) * 8
 
 
 class EMStepFunction(torch.autograd.Function):
@@ -209,7 +233,7 @@ def _for_bias(grad, logit_bias):
 # Function.apply asks for the signature at every call, and making it takes longer than a small operator
 for _name, _function in {
     "em_forward": EMAttentionFunction,
-    "initial_bases": InitialBasesFunction,
+    "em_folded_forward": FoldedAttentionFunction,
     "em_step": EMStepFunction,
     "em_reconstruct": EMReconstructFunction,
 }.items():

@@ -3,7 +3,7 @@
 x comes in one of the layouts of `layout.py`; it is brought to rows inside the bodies, where autograd records
 nothing and no view becomes part of a compiled graph. bases are [H, C, K] or [B, H, C, K], weight is [B, N] (with layout
 "BHNC" [B, H, N]) where any size may be 1, logit_bias is [K], [B, K] or [B, H, K]. The bodies run with autocast off.
-`em_unit` has one head and no gradient.
+The loop behind a folded convolution and `em_unit` have one head; `em_unit` has no gradient.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ SCHEMAS = {
     " -> (Tensor y, Tensor bases, Tensor path, Tensor masses, Tensor lengths)",
     "em_backward": "(Tensor grad_y, Tensor? grad_bases, Tensor x, Tensor? weight, Tensor bases, Tensor path, "
     f"Tensor masses, Tensor lengths, bool need_bases, {_LOOP}, str? backend) -> (Tensor grad_x, Tensor grad_bases)",
-    "initial_bases": "(Tensor bases, bool moves_bases) -> Tensor bases",
+    "em_folded_forward": "(Tensor x, Tensor bases, Tensor? weight, Tensor conv_weight, Tensor conv_bias, "
+    f"bool moves_bases, {_LOOP}, str? backend)"
+    " -> (Tensor y, Tensor bases, Tensor path, Tensor path_sums, Tensor masses, Tensor lengths)",
+    "em_folded_backward": "(Tensor grad_y, Tensor? grad_bases, Tensor x, Tensor? weight, Tensor conv_weight, "
+    "Tensor conv_bias, Tensor bases, Tensor path, Tensor path_sums, Tensor masses, Tensor lengths, bool need_bases, "
+    f"{_LOOP}, str? backend)"
+    " -> (Tensor grad_x, Tensor grad_conv_weight, Tensor grad_conv_bias, Tensor grad_bases)",
     "em_step": "(Tensor x, Tensor bases, Tensor? weight, Tensor? logit_bias, str layout, float scale, str? backend)"
     " -> (Tensor sums, Tensor mass)",
     "em_step_backward": "(Tensor grad_sums, Tensor grad_mass, Tensor x, Tensor bases, Tensor? weight, "
@@ -162,24 +168,51 @@ def em_backward_fake(
     return _empty_like(x, layout), bases.new_empty(bases.shape) if need_bases else _no_bases(bases)
 
 
-def initial_bases(bases, moves_bases):
-    """A copy that stays as it is when the caller moves `bases`; a clone in Python may be aliased by Inductor."""
+@_implement
+def em_folded_forward(
+    x, bases, weight, conv_weight, conv_bias, moves_bases,
+    layout, num_iters, grad_iters, scale, eps, eps_mode, backend,
+):  # fmt: skip
     if moves_bases:
         _refuse_recomputation()
-    return bases.clone(memory_format=torch.contiguous_format)
-
-
-_library.impl("initial_bases", initial_bases, "CompositeExplicitAutograd")
-torch.library.register_vmap(
-    "ema_ops::initial_bases",
-    lambda info, in_dims, bases, moves_bases: (torch.ops.ema_ops.initial_bases(bases, moves_bases), in_dims[0]),
-    lib=_library,
-)
+    check_unit(x, bases, conv_weight=conv_weight, conv_bias=conv_bias)
+    options = {"num_iters": num_iters, "grad_iters": grad_iters, "scale": scale, "eps": eps, "eps_mode": eps_mode}
+    call = _Call(layout, backend, x, bases, weight, **options)
+    y, *saved = call.kernels.em_folded_forward(
+        call.problem, call.rows, call.expand_bases(bases), call.expand_weight(weight),
+        conv_weight.contiguous(), call.as_bias(conv_bias),
+    )  # fmt: skip
+    return call.from_rows(y), *saved
 
 
 @_fake
-def initial_bases_fake(bases, moves_bases):
-    return bases.new_empty(bases.shape)
+def em_folded_forward_fake(x, bases, weight, conv_weight, conv_bias, *others):
+    y, last, path, *small = em_forward_fake(x, bases, weight, *others)
+    return y, last, path, torch.empty_like(path), *small
+
+
+@_implement
+def em_folded_backward(
+    grad_y, grad_bases, x, weight, conv_weight, conv_bias, bases, path, path_sums, masses, lengths, need_bases,
+    layout, num_iters, grad_iters, scale, eps, eps_mode, backend,
+):  # fmt: skip
+    options = {"num_iters": num_iters, "grad_iters": grad_iters, "scale": scale, "eps": eps, "eps_mode": eps_mode}
+    call = _Call(layout, backend, x, bases, weight, **options)
+    grad_x, grad_conv_weight, grad_conv_bias, grad_initial = call.kernels.em_folded_backward(
+        call.problem, call.as_rows(grad_y), grad_bases, call.rows, call.expand_weight(weight),
+        conv_weight.contiguous(), call.as_bias(conv_bias), bases, path, path_sums, masses, lengths, need_bases,
+    )  # fmt: skip
+    grad_initial = _no_bases(bases) if grad_initial is None else grad_initial
+    return call.from_rows(grad_x), grad_conv_weight, grad_conv_bias, grad_initial
+
+
+@_fake
+def em_folded_backward_fake(
+    grad_y, grad_bases, x, weight, conv_weight, conv_bias, bases, path, path_sums, masses, lengths, need_bases,
+    layout, *others,
+):  # fmt: skip
+    convolution = (bases.new_empty(tensor.shape) for tensor in (conv_weight, conv_bias))
+    return _empty_like(x, layout), *convolution, bases.new_empty(bases.shape) if need_bases else _no_bases(bases)
 
 
 @_implement

@@ -146,13 +146,13 @@ def check_eps(eps: Any, eps_mode: Any) -> float:
 
 
 def check_unit(x: Tensor, bases: Tensor, **parameters: Tensor) -> None:
-    """The weights [C, C] and biases [C] of the two convolutions around a loop with one head."""
+    """The weights [C, C] and biases [C] of the convolutions around a loop with one head."""
     heads, channels = bases.shape[-3:-1]
     if heads != 1:
         raise ValueError(f"bases has {heads} heads: expected one, for each would read all channels")
     for name, value in parameters.items():
         check_floating(name, value)
-        expected = [channels, channels] if name.startswith("weight") else [channels]
+        expected = [channels, channels] if "weight" in name else [channels]
         if _shape(value) != expected:
             raise ValueError(f"{name} has shape {_shape(value)}: expected {expected}")
         _check_device(name, value, x)

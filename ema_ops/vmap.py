@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 # where the batch dimension stands, if not first
-BATCH_DIM = {"path": 1, "masses": 1, "lengths": 1}
+BATCH_DIM = {"path": 1, "path_sums": 1, "masses": 1, "lengths": 1}
 # what is one for all images and has no batch dimension
-ONE_FOR_ALL = ("weight1", "bias1", "weight2", "bias2")
+ONE_FOR_ALL = ("weight1", "bias1", "weight2", "bias2", "conv_weight", "conv_bias")
 # rank of the arguments that may come without a batch dimension, one image's worth for all
 SHARED_RANK = {"bases": 3, "logit_bases": 3, "value_bases": 3, "logit_bias": 1}
 
@@ -20,10 +20,12 @@ def fold_into_batch(operator: torch._ops.OpOverload) -> Callable:
     """The rule for `torch.library.register_vmap` of one of our operators."""
     arguments = [argument.name for argument in operator._schema.arguments]
     results = [result.name for result in operator._schema.returns]
+    adds_images = any(name.removeprefix("grad_") in ONE_FOR_ALL for name in results)
 
     def rule(info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
-        if any(dim is not None and name in ONE_FOR_ALL for name, dim in zip(arguments, in_dims, strict=True)):
+        differs = any(d is not None and name in ONE_FOR_ALL for name, d in zip(arguments, in_dims, strict=True))
+        if adds_images or differs:
             calls = [
                 operator(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
                 for i in range(size)

@@ -8,8 +8,10 @@ from folding_checks import check_folding, plain, results_and_gradients
 from torch.library import opcheck
 
 import ema_ops
-from ema_ops import reference
-from ema_ops.folding import folded_em_attention, normalize
+from ema_ops import backends
+from ema_ops.backends.composed import ComposedFolding
+from ema_ops.backends.eager import EagerBackend
+from ema_ops.folding import folded_em_attention
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -89,20 +91,14 @@ def test_error_is_that_of_the_plain_formula(dtype, layout, scale):
     check_folding(make_features((2, 301, 40), DTYPES[dtype], layout), 9, "torch", scale=scale)
 
 
-@pytest.mark.parametrize("eps_mode", ["add", "max"])
-@pytest.mark.parametrize("eps", [0.0, 1e-6, 0.5])
-def test_normalize_is_that_of_the_reference_and_a_dead_base_has_a_gradient(eps, eps_mode):
-    sums, mass = features(2, 6, 4), torch.rand(2, 4, dtype=torch.float64)
-    results = []
-    for function in (normalize, reference.normalize):
-        inputs = [t.clone().requires_grad_() for t in (sums, mass)]
-        m = function(*inputs, eps, eps_mode)
-        results.append((m, *torch.autograd.grad(m.sin().sum(), inputs)))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    dead = torch.zeros(1, 6, 2, requires_grad=True)
-    normalize(dead, torch.zeros(1, 2), eps, eps_mode).sum().backward()
-    assert dead.grad.isfinite().all()
+@pytest.mark.parametrize("eps", [0.0, 1e-6])
+def test_a_dead_base_leaves_the_gradient_finite(eps):
+    x, conv_weight, conv_bias, bases = (t.detach().float().abs() for t in leaves())
+    bases[..., 1] = -1e4
+    tensors = [t.requires_grad_() for t in (x, conv_weight, conv_bias, bases)]
+    y, last, *got = results_and_gradients(folded_em_attention, tensors, num_iters=1, eps=eps)
+    assert not last[..., 1].any()
+    assert all(t.isfinite().all() for t in (y, *got))
 
 
 def test_func_grad_and_vmap():
@@ -132,9 +128,81 @@ def test_the_bases_of_the_caller_may_move_before_backward():
     torch.testing.assert_close(torch.autograd.grad((y, last), tensors[:3], grads), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("moves_bases", [False, True])
-def test_opcheck_of_the_initial_bases(moves_bases):
-    opcheck(torch.ops.ema_ops.initial_bases.default, (torch.randn(1, 6, 4, requires_grad=True), moves_bases))
+@pytest.mark.parametrize("order", ["own", "other"])
+@pytest.mark.parametrize("layout", ["BNC", "BCN", "BHNC"])
+def test_opcheck(layout, order):
+    x = torch.randn({"BNC": (2, 10, 6), "BCN": (2, 6, 5, 2), "BHNC": (2, 1, 10, 6)}[layout])
+    if order == "other":
+        x = x.to(memory_format=torch.channels_last) if layout == "BCN" else x.mT.contiguous().mT
+    bases, weight, convolution = torch.randn(1, 6, 4), torch.rand(2, 10), (torch.randn(6, 6), torch.randn(6))
+    loop = (layout, 3, 2, 1.0, 1e-6, "add", None)
+    operators, tensors = torch.ops.ema_ops, (x, bases, *convolution)
+    for requires_grad in (False, True):
+        x, bases, *convolution = (t.detach().requires_grad_(requires_grad) for t in tensors)
+        opcheck(operators.em_folded_forward.default, (x, bases, weight, *convolution, False, *loop))
+    with torch.no_grad():
+        y, *saved = operators.em_folded_forward(x, bases, weight, *convolution, False, *loop)
+    x, *convolution = (t.detach() for t in (x, *convolution))
+    for need_bases in (False, True):
+        given = (torch.randn_like(y), torch.randn(2, 1, 6, 4), x, weight, *convolution, *saved, need_bases, *loop)
+        opcheck(operators.em_folded_backward.default, given)
+
+
+@pytest.mark.parametrize("shape", [(0, 10, 6), (2, 0, 6)])
+def test_nothing_to_work_on(shape):
+    x, convolution = torch.randn(shape, requires_grad=True), torch.randn(6, 6, requires_grad=True)
+    y, last = folded_em_attention(x, convolution, None, torch.randn(1, 6, 4))
+    (y.sum() + last.sum()).backward()
+    assert y.shape == x.grad.shape == shape
+    assert last.shape == (shape[0], 1, 6, 4)
+    assert convolution.grad.count_nonzero() == 0
+
+
+def test_one_image_does_not_reach_another():
+    tensors = [t.detach().float() for t in leaves()]
+    clean, _ = folded_em_attention(*tensors)
+    tensors[0][1, 3] = torch.nan
+    x = tensors[0].requires_grad_()
+    y, last = folded_em_attention(*tensors)
+    y[0].sum().backward()
+    assert torch.equal(y[0], clean[0])
+    assert last[0].isfinite().all()
+    assert x.grad[0].isfinite().all()
+    assert y[1].isnan().any()
+
+
+def test_second_derivatives_raise():
+    x, *others = leaves()
+    (grad,) = torch.autograd.grad(folded_em_attention(x, *others)[0].sin().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"no second derivative: differentiate ema_ops\.reference"):
+        grad.square().sum().backward()
+    with pytest.raises(NotImplementedError):
+        torch.func.jvp(lambda x: folded_em_attention(x, *others)[0], (x,), (x,))
+
+
+class Composed(EagerBackend):
+    """The loop behind a convolution made of the parts."""
+
+    em_folded_forward = ComposedFolding.em_folded_forward
+    em_folded_backward = ComposedFolding.em_folded_backward
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_made_of_the_parts_it_is_the_same(options, monkeypatch):
+    tensors, weight = leaves(), uniform(2, 17, seed=4).double()
+    expected = results_and_gradients(folded_em_attention, tensors, weight=weight, **options)
+    monkeypatch.setattr(backends, "load", lambda name: Composed())
+    got = results_and_gradients(folded_em_attention, tensors, weight=weight, backend="torch", **options)
+    torch.testing.assert_close(got, expected, **CLOSE)
+
+
+@pytest.mark.parametrize(("index", "shape"), [(1, (6, 5)), (1, (5, 6)), (2, (5,))])
+def test_convolutions_of_other_shapes(index, shape):
+    tensors = [t.detach() for t in leaves()]
+    tensors[index] = torch.randn(shape).double()
+    name = ("", "conv_weight", "conv_bias")[index]
+    with pytest.raises(ValueError, match=rf"{name} has shape \[{str(list(shape))[1:-1]}\]: expected \[6"):
+        folded_em_attention(*tensors)
 
 
 def test_small_products_stay_exact_under_autocast():

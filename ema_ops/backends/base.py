@@ -92,6 +92,37 @@ class Backend(ABC):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """grad_x, and the gradients of logit bases [B, H, C, K], value bases [B, H, Cv, K] and logit bias."""
 
+    @abstractmethod
+    def em_folded_forward(
+        self, problem: Problem, x: Tensor, bases: Tensor, weight: Tensor | None, conv_weight: Tensor, conv_bias: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """`em_forward` of f = x conv_weight^T + conv_bias, which is never made; there is one head.
+
+        Between the path and the mass it returns the sums x^T (weight * Z) of every iteration, [T, B, 1, C, K].
+        conv_weight is [C, C] (out, in) in any floating dtype, conv_bias [C] in `problem.accumulate_dtype`, both
+        contiguous.
+        """
+
+    @abstractmethod
+    def em_folded_backward(
+        self,
+        problem: Problem,
+        grad_y: Tensor,
+        grad_bases: Tensor | None,
+        x: Tensor,
+        weight: Tensor | None,
+        conv_weight: Tensor,
+        conv_bias: Tensor,
+        bases: Tensor,
+        path: Tensor,
+        sums: Tensor,
+        mass: Tensor,
+        length: Tensor,
+        need_bases: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """grad_x, the gradients of conv_weight [C, C] and of conv_bias [C], and as in `em_backward` that of the initial
+        bases; the five tensors after `conv_bias` are what `em_folded_forward` returned."""
+
     def em_unit(
         self,
         problem: Problem,

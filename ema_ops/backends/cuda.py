@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..layout import empty_like_order
 from ..problem import Problem
-from .base import Backend
+from .composed import ComposedFolding
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 MAX_BLOCKS = 2**31 - 1  # of one launch
@@ -29,7 +29,7 @@ HOPPER_PARTS = ("tiles", "overlap", "loop")  # see docs/environment.md
 BUILD_RECORD = Path(__file__).parents[1] / "core_build.txt"  # what the installation said about the core
 
 
-class CudaBackend(Backend):
+class CudaBackend(ComposedFolding):
     """See `Backend` for the shapes. `core` is the compiled module, or None and `missing` says why there is none."""
 
     name = "cuda"

@@ -26,8 +26,8 @@ class EMAUnit(nn.Module):
         norm_layer: called with `channels`, makes the norm after the second convolution.
         fold: apply the first convolution to the C x K bases of every iteration instead of the features, which is the
             same arithmetic in another order; in evaluation without a gradient, and with a batch norm, the whole unit
-            is then one operator. None: the operator where it was measured to be faster, on a CPU with at least 256
-            channels and 4 channels for a base; True: always, or raise ValueError; False: never.
+            is then one operator. None: where it was measured to be faster, on a CPU with at least 256 channels and 4
+            channels for a base; True: always, or raise ValueError; False: never.
             Hooks of modules that are skipped would not run: a `conv1` or `attention` with hooks, of another class or
             with more than one head is not folded.
         **layer_options: any other option of `EMAttention` but channel_dim.

@@ -25,7 +25,7 @@ NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 def choose_way(unit: EMAUnit, x: Tensor) -> str:
     """How `unit` runs on `x`: "plain", "folded" or "one" operator. ValueError if it must fold and cannot."""
-    if unit.fold is False or (unit.fold is None and not one_is_faster(unit, x)):
+    if unit.fold is False or (unit.fold is None and not folding_is_faster(unit, x)):
         return "plain"
     reason = refusal_to_fold(unit)
     if unit.fold and reason is not None:
@@ -33,15 +33,13 @@ def choose_way(unit: EMAUnit, x: Tensor) -> str:
     # a convolution that does not take x says best itself why not
     if reason is not None or not takes(unit.conv1, x):
         return "plain"
-    if is_one_operator(unit, x):
-        return "one"
-    return "folded" if unit.fold else "plain"
+    return "one" if is_one_operator(unit, x) else "folded"
 
 
-def one_is_faster(unit: EMAUnit, x: Tensor) -> bool:
-    """Whether the operator was measured to be faster: on a CPU, with many channels for every base.
+def folding_is_faster(unit: EMAUnit, x: Tensor) -> bool:
+    """Whether it was measured to be, in training and evaluation: on a CPU, with many channels for every base.
 
-    Nothing was measured on a GPU yet. Folding without the operator was not faster everywhere.
+    Nothing was measured on a GPU yet.
     """
     channels, num_bases = unit.attention.channels, unit.attention.num_bases
     return x.device.type == "cpu" and channels >= 256 and channels >= 4 * num_bases

@@ -219,7 +219,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_modules_are_not_replaced(change, monkeypatch, ways):
-    monkeypatch.setattr(unit_ways, "one_is_faster", lambda *_: True)
+    monkeypatch.setattr(unit_ways, "folding_is_faster", lambda *_: True)
     unit, x = make_unit().eval(), image(2, 16, 4, 4)
     with torch.no_grad():
         unit(x)
@@ -306,7 +306,7 @@ def test_errors():
         unit(torch.randn(2, 8, 3, 3), torch.ones(2, 4))
 
 
-def test_one_is_chosen_where_nobody_asked(ways):
+def test_folding_is_chosen_where_nobody_asked(ways):
     x = torch.randn(1, 16, 4, 4)
     with torch.no_grad():
         EMAUnit(16, 64).eval()(x)
@@ -315,7 +315,7 @@ def test_one_is_chosen_where_nobody_asked(ways):
         EMAUnit(256, 64).train()(torch.randn(1, 256, 2, 2))
         EMAUnit(256, 64).eval()(torch.randn(1, 256, 2, 2))
     EMAUnit(256, 64).eval()(torch.randn(1, 256, 2, 2))
-    assert ways == ["plain", "plain", "plain", "plain", "one", "plain"]
+    assert ways == ["plain", "plain", "plain", "folded", "one", "folded"]
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 
 from ...problem import Problem
-from ..base import Backend
+from ..composed import ComposedFolding
 
 MAX_CHANNELS = 1024
 MAX_BASES = 256
@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED_DTYPES = (torch.float32, torch.float16)
 
 
-class TritonBackend(Backend):
+class TritonBackend(ComposedFolding):
     """See `Backend` for the shapes. The kernels are imported when the first call needs them."""
 
     name = "triton"
