@@ -129,14 +129,14 @@ void stream(EStepPlan& plan, const Problem& problem, int chunks, int row_bytes, 
 
 // Whether csrc/hopper has the gradient of a reconstruction.
 bool has_reconstruct_gradient(const Problem& problem, const Device& device) {
-  return for_hopper(problem, device) && !problem.positions_fastest && problem.channels <= hopper::E_STEP_CHANNELS &&
+  return for_hopper(problem, device) && problem.channels <= hopper::E_STEP_CHANNELS &&
          problem.value_channels <= hopper::E_STEP_CHANNELS;
 }
 
 // The gradient of the logits by csrc/hopper, with as many stages of features as fit, an even number; false: not by it.
 bool use_boxes_for_gradient(EStepPlan& plan, const Problem& problem, const EStepWork& work, const Device& device) {
   using Layout = hopper::GradientLayout;
-  if (!for_hopper(problem, device) || problem.positions_fastest || problem.channels > hopper::E_STEP_CHANNELS ||
+  if (!for_hopper(problem, device) || problem.channels > hopper::E_STEP_CHANNELS ||
       !(work.has_sums || work.has_values) || (work.has_values && !has_reconstruct_gradient(problem, device)))
     return false;
   const int channels = hopper::compiled_channels(problem.channels), matrices = work.has_sums ? 2 : 1;

@@ -3,6 +3,7 @@
 //
 // Both sets of rows stay in shared memory. Without an M-step there are no warpgroups behind: a group loads its own tiles.
 #include "../device/chunks.h"
+#include "feature_tile.h"
 #include "gradient_layout.h"
 #include "group_tile.h"
 
@@ -15,33 +16,21 @@ struct Args {
   TensorMap x, logit_rows, sums_rows, responsibilities, grad_logits;
 };
 
-template <class Math_, int CHANNELS_, bool M_STEP_>
-struct Variant {
-  using Math = Math_;
-  static constexpr int CHANNELS = CHANNELS_;
+template <class Kind, bool M_STEP_>
+struct Variant : Kind {
   static constexpr bool M_STEP = M_STEP_;
-  static constexpr int M_GROUPS = !M_STEP ? 0 : CHANNELS == 512 ? 2 : 1;  // warpgroups of the M-step
+  static constexpr int M_GROUPS = !M_STEP ? 0 : Kind::CHANNELS == 512 ? 2 : 1;  // warpgroups of the M-step
   static constexpr int THREADS = (GradientLayout::GROUPS + M_GROUPS) * GROUP;
 };
 
 #if EMA_HOPPER
-constexpr int POSITIONS = GradientLayout::POSITIONS, GROUPS = GradientLayout::GROUPS, BOX_BYTES = POSITIONS * 128;
-
-// d = rows features^T.
-template <class Math, int CHANNELS>
-EMA_DEVICE void multiply_rows(float (&d)[POSITIONS / 2], const unsigned char* rows, const unsigned char* features) {
-  // the operands of all steps are computed for every tile: kept from tile to tile they would not fit the registers
-  const Operand left = make_operand(rows + opaque(0), 0, 1024), right = make_operand(features, 0, 1024);
-#pragma unroll
-  for (int k = 0; k < CHANNELS / 16; ++k)
-    multiply_group<Math::DTYPE, POSITIONS, false, false>(d, moved(left, k / 4 * 64 * 128 + k % 4 * 32),
-                                                         moved(right, k / 4 * BOX_BYTES + k % 4 * 32), k > 0);
-}
+constexpr int POSITIONS = GradientLayout::POSITIONS, GROUPS = GradientLayout::GROUPS;
 
 // What a block works on, and where it lies in shared memory.
 template <class V>
 struct Work {
   using Layout = GradientLayout;
+  using Features = FeatureTile<V>;
   static constexpr int LOADERS = V::M_STEP ? V::M_GROUPS : 1;  // threads that load a tile, each the channels it adds up
   static constexpr int ROWS_BYTES = Layout::rows_bytes(V::CHANNELS), STAGE_BYTES = Layout::stage_bytes(V::CHANNELS);
   const Args& args;
@@ -73,7 +62,7 @@ struct Work {
   EMA_DEVICE Barrier* taken(int group) const { return ready(GROUPS + group); }
   EMA_DEVICE Barrier* full(int stage) const { return taken(GROUPS + stage); }
   EMA_DEVICE unsigned char* rows(int matrix) const { return shared + Layout::ROWS_BEGIN + matrix * ROWS_BYTES; }
-  EMA_DEVICE unsigned char* features(int stage) const { return rows(matrices) + stage * STAGE_BYTES; }
+  EMA_DEVICE Features features(int stage) const { return {rows(matrices) + stage * STAGE_BYTES}; }
 
   // Bias, power and gradient of the mass of every base.
   EMA_DEVICE float* bases() const { return reinterpret_cast<float*>(shared + Layout::BASES_BEGIN); }
@@ -105,10 +94,10 @@ struct Work {
   }
   // One thread loads the channels of a loader.
   EMA_DEVICE void load(int tile, int stage, int loader) const {
-    constexpr int BOXES = V::CHANNELS / 64 / LOADERS;
-    arrive_expecting(full(stage), BOXES * BOX_BYTES);
+    constexpr int BOXES = Features::BOXES / LOADERS;
+    arrive_expecting(full(stage), BOXES * Features::BOX_BYTES);
     for (int box = loader * BOXES; box < (loader + 1) * BOXES; ++box)
-      copy_box(features(stage) + box * BOX_BYTES, args.x, full(stage), 64 * box, position(tile), head(), batch());
+      features(stage).copy(box, args.x, full(stage), position(tile), head(), batch());
   }
   // One thread stores what a group has made of a tile.
   EMA_DEVICE void store(int tile, int group) const {
@@ -155,9 +144,9 @@ EMA_DEVICE void make_gradients(const Work<V>& work, int group) {
     float z[POSITIONS / 2], grad[POSITIONS / 2], values[8];
     wait(work.full(stage), parity);
     begin_products();
-    multiply_rows<Math, V::CHANNELS>(z, work.rows(0), work.features(stage));
+    work.features(stage).multiply_rows(z, work.rows(0));
     commit_products();
-    multiply_rows<Math, V::CHANNELS>(grad, work.rows(work.matrices - 1), work.features(stage));
+    work.features(stage).multiply_rows(grad, work.rows(work.matrices - 1));
     commit_products();
     const int position = work.position(i);
     // 0 beyond the last position; in turns, for some warps still read those of the last tile
@@ -245,7 +234,6 @@ EMA_DEVICE void make_gradients(const Work<V>& work, int group) {
 // The sums of the features with the gradients, of the channels of one warpgroup.
 template <class V>
 EMA_DEVICE void add_up(const Work<V>& work, int part) {
-  using Math = typename V::Math;
   // 256 columns at once want more registers than a thread of 512 has before it takes some
   constexpr int COLUMNS = V::CHANNELS / V::M_GROUPS, WIDTH = COLUMNS < 128 ? COLUMNS : 128;
   const bool leads = group_thread() == 0;
@@ -262,15 +250,11 @@ EMA_DEVICE void add_up(const Work<V>& work, int part) {
     wait(work.ready(group), i / GROUPS & 1);
     if (part == 0 && leads) work.store(i, group);
     __syncwarp();
-    const Operand left = make_operand(work.gradients(group).memory, 0, 1024);
-    const Operand right = make_operand(work.features(stage) + part * (COLUMNS / 64) * BOX_BYTES, BOX_BYTES, 1024);
     begin_products();
 #pragma unroll
-    for (int k = 0; k < POSITIONS / 16; ++k)
-#pragma unroll
-      for (int j = 0; j < COLUMNS / WIDTH; ++j)
-        multiply_group<Math::DTYPE, WIDTH, true, true>(sums[j], moved(left, 2048 * k),
-                                                       moved(right, 2048 * k + j * (WIDTH / 64) * BOX_BYTES), true);
+    for (int j = 0; j < COLUMNS / WIDTH; ++j)
+      work.features(stage).template add_sums<WIDTH>(sums[j], work.gradients(group).memory,
+                                                    (part * COLUMNS + j * WIDTH) / 64);
     commit_products();
     wait_for_products<0>();
     meet(barrier, GROUP);
@@ -323,28 +307,16 @@ __global__ void __launch_bounds__(V::THREADS, 1) e_step_gradient_kernel(const __
 #endif
 }
 
-// Calls `run` with the variant of the problem.
-template <class Math, bool M_STEP, class Run>
-cudaError_t with_channels(const Problem& problem, Run run) {
-  switch (compiled_channels(problem.channels)) {
-    case 64: return run(Variant<Math, 64, M_STEP>{});
-    case 128: return run(Variant<Math, 128, M_STEP>{});
-    case 256: return run(Variant<Math, 256, M_STEP>{});
-    default: return run(Variant<Math, 512, M_STEP>{});
-  }
-}
-
 }  // namespace
 
 cudaError_t e_step_gradient(const Problem& problem, const EStepPlan& plan, const EStepGradient& io,
                             cudaStream_t stream) {
   Args args{io, plan.splits, plan.feature_slots, problem.heads, problem.positions, problem.num_bases, {}, {}, {}, {}, {}};
-  cudaError_t error = cudaSuccess;
+  cudaError_t error = make_tile_map(&args.x, problem, io.x);
   auto describe = [&](TensorMap* map, const Matrices& matrices, int lines) {
     if (error == cudaSuccess && matrices.data != nullptr) error = make_tensor_map(map, matrices, lines);
   };
   const int width = padded_channels(problem.channels), lines = GradientLayout::POSITIONS;
-  describe(&args.x, as_matrices(problem, io.x), lines);
   describe(&args.logit_rows, as_matrices(problem, io.logit_rows, 64, width), 64);
   describe(&args.sums_rows, as_matrices(problem, io.sums_rows, 64, width), 64);
   describe(&args.responsibilities, as_matrices(problem, io.responsibilities, problem.positions, 64), lines);
@@ -355,9 +327,9 @@ cudaError_t e_step_gradient(const Problem& problem, const EStepPlan& plan, const
     return launch(e_step_gradient_kernel<V>, dim3(problem.images() * plan.splits), dim3(V::THREADS),
                   plan.shared_memory, stream, args);
   };
-  return with_half_math(problem, [&](auto math) {
-    using Math = decltype(math);
-    return plan.fused ? with_channels<Math, true>(problem, run) : with_channels<Math, false>(problem, run);
+  return with_kind(problem, problem.channels, [&](auto kind) {
+    using Kind = decltype(kind);
+    return plan.fused ? run(Variant<Kind, true>{}) : run(Variant<Kind, false>{});
   });
 }
 

@@ -2,6 +2,7 @@
 //
 // Tiles have lines of 128 bytes, 64 numbers of 16 bits, and start at multiples of 1024 bytes; the 16-byte units of line
 // r are permuted by r % 8, as boxes arrive, as products expect them and as `Tile<uint16_t, 64>` reads and writes them.
+// Features with positions fastest may have lines of 64 bytes, whose units are permuted by r / 2 % 4.
 //
 // A warpgroup is 4 warps, the first a multiple of 4. Its product D[64, COLUMNS] += A[64, 16] B[16, COLUMNS] lies in
 // its registers, warp w and lane l with g = l / 4 and t = l % 4:
@@ -120,11 +121,12 @@ EMA_DEVICE void fence_copies() { asm volatile("fence.proxy.async;" ::: "memory")
 
 // Where an operand of a product lies in shared memory. With its inner dimension in the lines, `step` is the distance of
 // 8 lines (1024) and `leap` unused. TRANSPOSED (64 rows or columns of the operand in each line, a line for each of the
-// inner dimension), `step` is the distance of 8 lines and `leap` the distance of the next 64 rows or columns.
+// inner dimension), `step` is the distance of 8 lines and `leap` the distance of the next 64 rows or columns. With lines
+// of 64 bytes, `line`, it is 32 rows or columns.
 using Operand = uint64_t;
-EMA_DEVICE Operand make_operand(const void* shared, int leap, int step) {
+EMA_DEVICE Operand make_operand(const void* shared, int leap, int step, int line = 128) {
   return ((uint64_t(shared_address(shared)) & 0x3FFFF) >> 4) | uint64_t(leap >> 4 & 0x3FFF) << 16 |
-         uint64_t(step >> 4 & 0x3FFF) << 32 | uint64_t(1) << 62;
+         uint64_t(step >> 4 & 0x3FFF) << 32 | uint64_t(line == 64 ? 2 : 1) << 62;
 }
 EMA_DEVICE Operand moved(Operand operand, int bytes) { return operand + static_cast<uint64_t>(bytes >> 4); }
 

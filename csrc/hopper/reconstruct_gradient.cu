@@ -1,5 +1,6 @@
 // The gradient of a reconstruction to both its factors, so that the gradient of y is read once: warpgroup 0 multiplies it
 // by the value rows, which stay in shared memory, and those behind it, each for its channels, by responsibilities.
+#include "feature_tile.h"
 #include "gradient_layout.h"
 #include "group_tile.h"
 #include "ring.h"
@@ -13,16 +14,14 @@ struct Args {
   TensorMap grad_y, value_rows, responsibilities;
 };
 
-template <class Math_, int CHANNELS_>
-struct Variant {
-  using Math = Math_;
-  static constexpr int CHANNELS = CHANNELS_;
-  static constexpr int M_GROUPS = CHANNELS == 512 ? 2 : 1;
+template <class Kind>
+struct Variant : Kind {
+  static constexpr int M_GROUPS = Kind::CHANNELS == 512 ? 2 : 1;
   static constexpr int THREADS = (1 + M_GROUPS) * GROUP;
 };
 
 #if EMA_HOPPER
-constexpr int POSITIONS = GradientLayout::POSITIONS, BOX_BYTES = POSITIONS * 128;
+constexpr int POSITIONS = GradientLayout::POSITIONS;
 
 // What a block works on.
 struct BlockTiles {
@@ -38,20 +37,14 @@ struct BlockTiles {
 
 // grad_y value_rows^T. A thread has two bases of 8 positions.
 template <class V>
-EMA_DEVICE void multiply_by_rows(const Args& args, const unsigned char* rows, const unsigned char* stages, Ring ring) {
+EMA_DEVICE void multiply_by_rows(const Args& args, const unsigned char* rows, unsigned char* stages, Ring ring) {
   constexpr int STAGE_BYTES = ReconstructGradientLayout::stage_bytes(V::CHANNELS);
   const BlockTiles share(args);
   for (int i = 0; i < share.count; ++i, ring.advance()) {
     float d[POSITIONS / 2];
-    // computed for every tile: the operands of all steps would not fit the registers
-    const Operand left = make_operand(rows + opaque(0), 0, 1024);
-    const Operand right = make_operand(stages + ring.slot * STAGE_BYTES, 0, 1024);
     ring.wait_until_full();
     begin_products();
-#pragma unroll
-    for (int k = 0; k < V::CHANNELS / 16; ++k)
-      multiply_group<V::Math::DTYPE, POSITIONS, false, false>(d, moved(left, k / 4 * 64 * 128 + k % 4 * 32),
-                                                              moved(right, k / 4 * BOX_BYTES + k % 4 * 32), k > 0);
+    FeatureTile<V>{stages + ring.slot * STAGE_BYTES}.multiply_rows(d, rows);
     commit_products();
     wait_for_products<0>();
     settle(d);
@@ -70,9 +63,10 @@ EMA_DEVICE void multiply_by_rows(const Args& args, const unsigned char* rows, co
 // grad_y^T responsibilities, of the channels of one warpgroup; the first of them loads.
 template <class V>
 EMA_DEVICE void add_up(const Args& args, unsigned char* stages, Ring ring, Ring fill_ring, int part) {
+  using Features = FeatureTile<V>;
   constexpr int COLUMNS = V::CHANNELS / V::M_GROUPS;
   constexpr int STAGE_BYTES = ReconstructGradientLayout::stage_bytes(V::CHANNELS);
-  constexpr int FEATURE_BYTES = V::CHANNELS / 64 * BOX_BYTES;
+  constexpr int FEATURE_BYTES = Features::BOXES * Features::BOX_BYTES;
   const BlockTiles share(args);
   const bool loads = part == 0 && group_thread() == 0;
   auto load = [&](int i) {
@@ -81,8 +75,8 @@ EMA_DEVICE void add_up(const Args& args, unsigned char* stages, Ring ring, Ring 
     const int position = (share.begin + i) * POSITIONS;
     unsigned char* stage = stages + fill_ring.slot * STAGE_BYTES;
     Barrier* full = fill_ring.begin_fill(STAGE_BYTES);
-    for (int box = 0; box < V::CHANNELS / 64; ++box)
-      copy_box(stage + box * BOX_BYTES, args.grad_y, full, 64 * box, position, head, batch);
+    for (int box = 0; box < Features::BOXES; ++box)
+      Features{stage}.copy(box, args.grad_y, full, position, head, batch);
     copy_box(stage + FEATURE_BYTES, args.responsibilities, full, 0, position, head, batch);
     fill_ring.advance();
   };
@@ -90,14 +84,10 @@ EMA_DEVICE void add_up(const Args& args, unsigned char* stages, Ring ring, Ring 
   __syncwarp();
   float sums[COLUMNS / 2] = {};
   for (int i = 0; i < share.count; ++i, ring.advance()) {
-    const unsigned char* stage = stages + ring.slot * STAGE_BYTES;
-    const Operand left = make_operand(stage + FEATURE_BYTES, 0, 1024);
-    const Operand right = make_operand(stage + part * (COLUMNS / 64) * BOX_BYTES, BOX_BYTES, 1024);
+    unsigned char* stage = stages + ring.slot * STAGE_BYTES;
     ring.wait_until_full();
     begin_products();
-#pragma unroll
-    for (int k = 0; k < POSITIONS / 16; ++k)
-      multiply_group<V::Math::DTYPE, COLUMNS, true, true>(sums, moved(left, 2048 * k), moved(right, 2048 * k), true);
+    Features{stage}.template add_sums<COLUMNS>(sums, stage + FEATURE_BYTES, part * (COLUMNS / 64));
     commit_products();
     // to the stage of the last tile, which all have handed back or soon will
     load(i + args.stages - 1);
@@ -154,25 +144,16 @@ cudaError_t reconstruct_gradient(const Problem& problem, const MStepPlan& plan, 
                                  cudaStream_t stream) {
   Args args{io, plan.splits, plan.slots, problem.heads, problem.positions, {}, {}, {}};
   const int width = padded_channels(io.grad_y.channels), lines = GradientLayout::POSITIONS;
-  cudaError_t error = make_tensor_map(&args.grad_y, as_matrices(problem, io.grad_y), lines);
+  cudaError_t error = make_tile_map(&args.grad_y, problem, io.grad_y);
   if (error == cudaSuccess) error = make_tensor_map(&args.value_rows, as_matrices(problem, io.value_rows, 64, width), 64);
   if (error == cudaSuccess)
     error = make_tensor_map(&args.responsibilities, as_matrices(problem, io.responsibilities, problem.positions, 64),
                             lines);
   if (error != cudaSuccess) return error;
-  return with_half_math(problem, [&](auto math) {
-    using Math = decltype(math);
-    auto run = [&](auto variant) {
-      using V = decltype(variant);
-      return launch(reconstruct_gradient_kernel<V>, dim3(problem.images() * plan.splits), dim3(V::THREADS),
-                    plan.shared_memory, stream, args);
-    };
-    switch (compiled_channels(io.grad_y.channels)) {
-      case 64: return run(Variant<Math, 64>{});
-      case 128: return run(Variant<Math, 128>{});
-      case 256: return run(Variant<Math, 256>{});
-      default: return run(Variant<Math, 512>{});
-    }
+  return with_kind(problem, io.grad_y.channels, [&](auto kind) {
+    using V = Variant<decltype(kind)>;
+    return launch(reconstruct_gradient_kernel<V>, dim3(problem.images() * plan.splits), dim3(V::THREADS),
+                  plan.shared_memory, stream, args);
   });
 }
 

@@ -51,7 +51,7 @@ Encode find_encode() {
 
 }  // namespace
 
-cudaError_t make_tensor_map(TensorMap* map, const Matrices& matrices, int lines) {
+cudaError_t make_tensor_map(TensorMap* map, const Matrices& matrices, int lines, int columns) {
   static const Encode encode = find_encode();
   if (encode == nullptr) return cudaErrorInsufficientDriver;
   // the stride of a single matrix may be anything, and the driver looks at it all the same
@@ -61,10 +61,12 @@ cudaError_t make_tensor_map(TensorMap* map, const Matrices& matrices, int lines)
   const cuuint64_t strides[3] = {bytes(matrices.line_stride, matrices.lines),
                                  bytes(matrices.head_stride, matrices.heads),
                                  bytes(matrices.batch_stride, matrices.batch)};
-  const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(lines), 1, 1}, steps[4] = {1, 1, 1, 1};
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
+  const cuuint32_t box[4] = {static_cast<cuuint32_t>(columns), static_cast<cuuint32_t>(lines), 1, 1};
+  const auto permuted = columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   const CUresult result =
       encode(&map->map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, const_cast<void*>(matrices.data), sizes, strides, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, permuted, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }

@@ -33,8 +33,8 @@ Matrices as_matrices(const Problem&, const Features&);
 // [G, lines, columns] without gaps, such as rows of bases and responsibilities.
 Matrices as_matrices(const Problem&, const void* data, int lines, int columns);
 
-// Boxes of `lines` lines (up to 256, a multiple of 8) of 64 columns. Shared memory gets zeros for what lies beyond the
-// matrix. Needs a driver; an error says that there is none or that it refused.
-cudaError_t make_tensor_map(TensorMap* map, const Matrices& matrices, int lines);
+// Boxes of `lines` lines (up to 256, a multiple of 8) of 64 or 32 columns. Shared memory gets zeros for what lies beyond
+// the matrix. Needs a driver; an error says that there is none or that it refused.
+cudaError_t make_tensor_map(TensorMap* map, const Matrices& matrices, int lines, int columns = 64);
 
 }  // namespace ema

@@ -281,15 +281,15 @@ GRADIENTS = ("gradient", "first_gradient", "last_gradient", "value_gradient")
 
 
 def test_gradients_that_hopper_serves(core):
-    """Boxed features of 16 bits whose channels are fastest, up to 512 of them and 64 bases."""
+    """Boxed features of 16 bits in both orders, up to 512 channels and 64 bases."""
 
     def served(**fields):
         plan = core.plan(paper(core, **{"boxed": True, **fields}), core.Device(132, 227 * KIB, True))
         return [getattr(plan, name).hopper for name in (*GRADIENTS, "reconstruct_gradient")]
 
     assert all(served())
-    assert all(served(dtype="float16", channels=8, num_bases=1))
-    for fields in ({"channels": 520}, {"num_bases": 65}, {"dtype": "float32"}, {"positions_fastest": True}):
+    assert all(served(dtype="float16", channels=8, num_bases=1, positions_fastest=True))
+    for fields in ({"channels": 520}, {"num_bases": 65}, {"dtype": "float32"}, {"boxed": False}):
         assert not any(served(**fields))
     assert served(value_channels=520) == [True, True, False, False, False]
 

@@ -104,6 +104,14 @@ CASES = {
     "Hopper image, more tiles than stages": Case(
         (1, 1, 264, 512), 7, fp16, "step", order="BCN", weighted=True, multiprocessors=1, hopper=True
     ),
+    "Hopper image, all channels": Case(
+        (1, 2, 152, 512), 50, bf16, order="BCN", weighted=True, multiprocessors=3, hopper=True,
+        options={"num_iters": 2, "scale": 0.3},
+    ),
+    "Hopper image, constant bases": Case(
+        (2, 1, 200, 136), 33, fp16, order="BCN", hopper=True, constant_bases=True,
+        options={"num_iters": 2, "grad_iters": 1},
+    ),
     "Hopper, few channels": Case(
         (1, 2, 330, 40), 9, fp16, weighted=True, multiprocessors=6, hopper=True, options={"num_iters": 2}
     ),

@@ -22,7 +22,7 @@ HOPPER_GRADIENT, HOPPER_VALUES = "hopper/e_step_gradient.cu", "hopper/reconstruc
 TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_block.h", "device/pipeline.h"
 HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_step.cu", "hopper/ring.h"
 HOPPER_E_STEP, HOPPER_TAIL = "hopper/e_step.cu", "hopper/unit_tail.cu"
-HOPPER_E_STEP_BLOCK = "hopper/e_step_block.h"
+HOPPER_E_STEP_BLOCK, FEATURE_TILE = "hopper/e_step_block.h", "hopper/feature_tile.h"
 LOOP_E_STEP, LOOP_M_STEP, LOOP_SUMS = "hopper/loop_e_step.h", "hopper/loop_m_step.h", "hopper/loop_sums.h"
 LONG_LOOP, SHARED_IMAGES = ("loop fp16, more tiles than stages",), ("loop, clusters of one image",)
 WAIT, WAIT_FOR_TOO_FEW = "copy_async_wait(next - 1 - i);", "copy_async_wait(next - i);"
@@ -420,6 +420,20 @@ OTHERS = [
         SHARED_IMAGES,
     ),
     Mutation(
+        "Hopper's gradient: positions of a line that products read twice",
+        FEATURE_TILE,
+        "POSITIONS_FASTEST ? 32 * k : 2048 * k",
+        "POSITIONS_FASTEST ? 0 : 2048 * k",
+        ("Hopper image, all channels",),
+    ),
+    Mutation(
+        "Hopper's gradient: channels of lines that products leave out",
+        FEATURE_TILE,
+        "POSITIONS_FASTEST ? k * 16 * LINE",
+        "POSITIONS_FASTEST ? k * 8 * LINE",
+        ("Hopper image, all channels",),
+    ),
+    Mutation(
         "Hopper's gradient: what comes from the reconstruction is weighted",
         HOPPER_GRADIENT,
         "grad_mass[8 * half]) +\n                from_values[at(c) + 2 * half];",
@@ -443,8 +457,8 @@ OTHERS = [
     Mutation(
         "Hopper's reconstruction: channels of a warpgroup",
         HOPPER_VALUES,
-        "stage + part * (COLUMNS / 64) * BOX_BYTES",
-        "stage",
+        "stage + FEATURE_BYTES, part * (COLUMNS / 64));",
+        "stage + FEATURE_BYTES, 0);",
         ("Hopper, all channels",),
     ),
 ]

@@ -5,7 +5,7 @@ namespace {
 
 using namespace ema;
 
-TensorMap map_of(const void* data, int columns, int lines, int heads, int batch, int box) {
+TensorMap map_of(const void* data, int columns, int lines, int heads, int batch, int box, int box_columns = 64) {
   Matrices matrices;
   matrices.data = data;
   matrices.columns = columns, matrices.lines = lines, matrices.heads = heads, matrices.batch = batch;
@@ -13,7 +13,7 @@ TensorMap map_of(const void* data, int columns, int lines, int heads, int batch,
   matrices.head_stride = int64_t{columns} * lines;
   matrices.batch_stride = matrices.head_stride * heads;
   TensorMap map{};
-  if (make_tensor_map(&map, matrices, box) != cudaSuccess) std::abort();
+  if (make_tensor_map(&map, matrices, box, box_columns) != cudaSuccess) std::abort();
   return map;
 }
 
@@ -22,12 +22,13 @@ struct Boxes {
   bool to_others;
 };
 
-// Every block of a cluster copies a box, or its first block one to all of them; all look at their tile [lines, 64] and
-// store it as a box of another matrix.
+// Every block of a cluster copies a box, or its first block one to all of them; all look at their tile [lines, 64 or 32]
+// and store it as a box of another matrix.
 __global__ void boxes_kernel(const __grid_constant__ TensorMap in, const __grid_constant__ TensorMap out, uint16_t* seen,
                              Boxes boxes) {
   EMA_SHARED(shared);
-  auto* barrier = reinterpret_cast<Barrier*>(shared + 128 * in.lines);
+  const int columns = in.columns, line = 2 * columns, bytes = line * in.lines;
+  auto* barrier = reinterpret_cast<Barrier*>(shared + bytes);
   const int thread = threadIdx.x, rank = cluster_rank();
   const int* at = boxes.start;
   if (thread == 0) {
@@ -36,19 +37,21 @@ __global__ void boxes_kernel(const __grid_constant__ TensorMap in, const __grid_
   }
   meet_cluster();
   if (thread == 0) {
-    arrive_expecting(barrier, 128 * in.lines);
+    arrive_expecting(barrier, bytes);
     if (!boxes.to_others)
-      copy_box(shared, in, barrier, at[0] + 64 * rank, at[1], at[2], at[3]);
+      copy_box(shared, in, barrier, at[0] + columns * rank, at[1], at[2], at[3]);
     else if (rank == 0)
       copy_box_to(0b1111, shared, in, barrier, at[0], at[1], at[2], at[3]);
   }
   wait(barrier, 0);
-  for (int i = thread; i < 64 * in.lines; i += blockDim.x)
-    seen[rank * 64 * in.lines + i] = *reinterpret_cast<uint16_t*>(shared + i / 64 * 128 + (i % 64 * 2 ^ i / 64 % 8 * 16));
+  for (int i = thread; i < columns * in.lines; i += blockDim.x) {
+    const int row = i / columns, unit = columns == 64 ? row % 8 : row / 2 % 4;
+    seen[rank * columns * in.lines + i] = *reinterpret_cast<uint16_t*>(shared + row * line + (i % columns * 2 ^ unit * 16));
+  }
   __syncthreads();
   if (thread == 0) {
     fence_copies();
-    store_box(out, shared, at[0] + 64 * rank, at[1], at[2], at[3]);
+    store_box(out, shared, at[0] + columns * rank, at[1], at[2], at[3]);
     commit_stores();
     wait_for_reads<0>();
   }
@@ -88,29 +91,31 @@ __global__ void bytes_kernel(const float* in, float* out) {
 enum Form { both_shared, a_in_registers };
 
 // d [2, 64, COLUMNS] += A[64, 64] B[64, COLUMNS] of each of two warpgroups, and the same once more after the first half.
-// A and B lie in tiles as the boxes of `a` ([64, 64] or, TRANSPOSED, with its lines for the inner dimension) and `b`.
+// A and B lie in tiles as the boxes of `a` ([64, 64] or, TRANSPOSED, with its lines for the inner dimension) and `b`,
+// whose lines have `line` bytes.
 template <Dtype DTYPE, int COLUMNS, bool A_TRANSPOSED, bool B_TRANSPOSED, Form FORM>
-__global__ void product_kernel(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, float* d) {
+__global__ void product_kernel(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, int line, float* d) {
   EMA_SHARED(shared);
   unsigned char* right = shared + 2 * 8192;
-  constexpr int RIGHT = COLUMNS * 128, TILES = B_TRANSPOSED ? (COLUMNS + 63) / 64 : 1;
-  auto* barrier = reinterpret_cast<Barrier*>(right + (B_TRANSPOSED ? TILES * 8192 : RIGHT));
+  const int box = line * (B_TRANSPOSED ? 64 : COLUMNS), box_columns = line / 2;
+  const int boxes = ((B_TRANSPOSED ? COLUMNS : 64) + box_columns - 1) / box_columns;
+  auto* barrier = reinterpret_cast<Barrier*>(right + boxes * box);
   const int thread = threadIdx.x, group = thread / 128, warp = thread / 32 % 4, g = thread % 32 / 4, t = thread % 4;
   if (thread == 0) {
     init_barrier(barrier, 1);
     publish_barriers();
-    arrive_expecting(barrier, 2 * 8192 + (B_TRANSPOSED ? TILES * 8192 : RIGHT));
+    arrive_expecting(barrier, 2 * 8192 + boxes * box);
     for (int i = 0; i < 2; ++i) copy_box(shared + 8192 * i, a, barrier, 0, 0, i, 0);
-    for (int i = 0; i < TILES; ++i) copy_box(right + 8192 * i, b, barrier, 64 * i, 0, 0, 0);
+    for (int i = 0; i < boxes; ++i) copy_box(right + box * i, b, barrier, box_columns * i, 0, 0, 0);
   }
   __syncthreads();
   wait(barrier, 0);
   float sums[COLUMNS / 2];
   const Operand left_operand = make_operand(shared + 8192 * group, A_TRANSPOSED ? 8192 : 0, 1024);
-  const Operand right_operand = make_operand(right, B_TRANSPOSED ? 8192 : 0, 1024);
+  const Operand right_operand = make_operand(right, B_TRANSPOSED ? box : 0, 8 * line, line);
   begin_products();
   for (int k = 0; k < 4; ++k) {
-    const Operand right_k = moved(right_operand, B_TRANSPOSED ? 2048 * k : 32 * k);
+    const Operand right_k = moved(right_operand, B_TRANSPOSED ? 16 * line * k : 32 * k / line * box + 32 * k % line);
     if constexpr (FORM == both_shared) {
       const Operand left_k = moved(left_operand, A_TRANSPOSED ? 2048 * k : 32 * k);
       multiply_group<DTYPE, COLUMNS, A_TRANSPOSED, B_TRANSPOSED>(sums, left_k, right_k, k > 0);
@@ -133,23 +138,24 @@ __global__ void product_kernel(const __grid_constant__ TensorMap a, const __grid
 }
 
 template <Dtype DTYPE, int COLUMNS, bool A_TRANSPOSED, bool B_TRANSPOSED, Form FORM>
-int product_of(const void* a, const void* b, float* d) {
+int product_of(int line, const void* a, const void* b, float* d) {
   const TensorMap left = map_of(a, 64, 64, 2, 1, 64);
-  const TensorMap right = B_TRANSPOSED ? map_of(b, COLUMNS, 64, 1, 1, 64) : map_of(b, 64, COLUMNS, 1, 1, COLUMNS);
+  const TensorMap right =
+      B_TRANSPOSED ? map_of(b, COLUMNS, 64, 1, 1, 64, line / 2) : map_of(b, 64, COLUMNS, 1, 1, COLUMNS, line / 2);
   return launch(product_kernel<DTYPE, COLUMNS, A_TRANSPOSED, B_TRANSPOSED, FORM>, dim3(1), dim3(256),
-                2 * 8192 + std::max(COLUMNS, 64) * 128 + 8, nullptr, left, right, d);
+                2 * 8192 + std::max(COLUMNS, 64) * 128 + 8, nullptr, left, right, line, d);
 }
 
 template <Dtype DTYPE, int COLUMNS>
-int product_in(bool a_transposed, bool b_transposed, bool registers, const void* a, const void* b, float* d) {
+int product_in(bool a_transposed, bool b_transposed, bool registers, int line, const void* a, const void* b, float* d) {
   if (registers)
-    return b_transposed ? product_of<DTYPE, COLUMNS, false, true, a_in_registers>(a, b, d)
-                        : product_of<DTYPE, COLUMNS, false, false, a_in_registers>(a, b, d);
+    return b_transposed ? product_of<DTYPE, COLUMNS, false, true, a_in_registers>(line, a, b, d)
+                        : product_of<DTYPE, COLUMNS, false, false, a_in_registers>(line, a, b, d);
   if (a_transposed)
-    return b_transposed ? product_of<DTYPE, COLUMNS, true, true, both_shared>(a, b, d)
-                        : product_of<DTYPE, COLUMNS, true, false, both_shared>(a, b, d);
-  return b_transposed ? product_of<DTYPE, COLUMNS, false, true, both_shared>(a, b, d)
-                      : product_of<DTYPE, COLUMNS, false, false, both_shared>(a, b, d);
+    return b_transposed ? product_of<DTYPE, COLUMNS, true, true, both_shared>(line, a, b, d)
+                        : product_of<DTYPE, COLUMNS, true, false, both_shared>(line, a, b, d);
+  return b_transposed ? product_of<DTYPE, COLUMNS, false, true, both_shared>(line, a, b, d)
+                      : product_of<DTYPE, COLUMNS, false, false, both_shared>(line, a, b, d);
 }
 
 // Of the second of two warpgroups, two warps write in turn what the other two read; the first warpgroup has left.
@@ -205,19 +211,20 @@ __global__ void cluster_kernel(float* out, unsigned* count, float* sum, int clus
 }  // namespace
 
 extern "C" {
-int boxes(const void* in, void* out, uint16_t* seen, const int* sizes, const int* start, int lines, int to_others) {
-  const TensorMap from = map_of(in, sizes[0], sizes[1], sizes[2], sizes[3], lines);
-  const TensorMap to = map_of(out, sizes[0], sizes[1], sizes[2], sizes[3], lines);
-  return launch_clusters(boxes_kernel, dim3(4), dim3(32), 4, false, 128 * lines + 8, nullptr, from, to, seen,
+int boxes(const void* in, void* out, uint16_t* seen, const int* sizes, const int* start, int lines, int columns,
+          int to_others) {
+  const TensorMap from = map_of(in, sizes[0], sizes[1], sizes[2], sizes[3], lines, columns);
+  const TensorMap to = map_of(out, sizes[0], sizes[1], sizes[2], sizes[3], lines, columns);
+  return launch_clusters(boxes_kernel, dim3(4), dim3(32), 4, false, from.bytes() + 8, nullptr, from, to, seen,
                          Boxes{{start[0], start[1], start[2], start[3]}, to_others != 0});
 }
 int bytes(const float* in, float* out) { return launch(bytes_kernel, dim3(1), dim3(32), 136, nullptr, in, out); }
-int product(int fp16, int columns, int a_transposed, int b_transposed, int registers, const void* a, const void* b,
-            float* d) {
+int product(int fp16, int columns, int a_transposed, int b_transposed, int registers, int line, const void* a,
+            const void* b, float* d) {
   if (columns == 32)
     return (fp16 ? product_in<Dtype::float16, 32> : product_in<Dtype::bfloat16, 32>)(a_transposed, b_transposed,
-                                                                                      registers, a, b, d);
-  return product_in<Dtype::bfloat16, 256>(a_transposed, b_transposed, registers, a, b, d);
+                                                                                      registers, line, a, b, d);
+  return product_in<Dtype::bfloat16, 256>(a_transposed, b_transposed, registers, line, a, b, d);
 }
 int meetings(int* out) { return launch(meet_kernel, dim3(1), dim3(256), 256, nullptr, out); }
 int stored_matrices(const uint32_t* r, uint16_t* out) {

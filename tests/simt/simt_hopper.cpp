@@ -37,11 +37,6 @@ void land(Barrier* barrier, int bytes, const Place& place) {
   end_phase(barrier);
 }
 
-uintptr_t swizzled(const void* p) {
-  const auto address = reinterpret_cast<uintptr_t>(p);
-  return address ^ (address >> 7 & 7) << 4;
-}
-
 // The same address in another block of the cluster.
 template <class T>
 T* moved_to(const Block& block, T* p) {
@@ -75,27 +70,27 @@ template <class Line>
 void for_lines(const TensorMap& map, const int (&start)[4], Line line) {
   for (int i = 2; i < 4; ++i)
     if (start[i] < 0 || start[i] >= map.sizes[i]) return;
-  const int first = std::max(0, -start[0]), last = std::min(64, map.sizes[0] - start[0]);
+  const int first = std::max(0, -start[0]), last = std::min(map.columns, map.sizes[0] - start[0]);
   if (first >= last) return;
   unsigned char* matrix = map.data + start[2] * map.strides[2] + start[3] * map.strides[3];
   for (int r = std::max(0, -start[1]); r < map.lines && start[1] + r < map.sizes[1]; ++r)
-    line(128 * r + 2 * first, matrix + (start[1] + r) * map.strides[1] + 2 * (start[0] + first), 2 * (last - first));
+    line(map.line_bytes() * r + 2 * first, matrix + (start[1] + r) * map.strides[1] + 2 * (start[0] + first), 2 * (last - first));
 }
 
 // Copies bytes of a line of a box to or from the places of its permuted units.
 template <class CopyPiece>
-void for_units(unsigned char* box, int offset, int bytes, CopyPiece copy) {
+void for_units(unsigned char* box, int line, int offset, int bytes, CopyPiece copy) {
   for (int done = 0; done < bytes;) {
     const int piece = std::min(16 - (offset + done) % 16, bytes - done);
-    copy(reinterpret_cast<unsigned char*>(swizzled(box + offset + done)), done, piece);
+    copy(reinterpret_cast<unsigned char*>(simt::permuted(box + offset + done, line)), done, piece);
     done += piece;
   }
 }
 
 void fill_box(unsigned char* box, const TensorMap& map, const int (&start)[4]) {
-  std::memset(box, 0, 128 * map.lines);
+  std::memset(box, 0, map.bytes());
   for_lines(map, start, [&](int offset, const unsigned char* memory, int bytes) {
-    for_units(box, offset, bytes, [&](unsigned char* unit, int done, int piece) {
+    for_units(box, map.line_bytes(), offset, bytes, [&](unsigned char* unit, int done, int piece) {
       std::memcpy(unit, memory + done, piece);
     });
   });
@@ -152,18 +147,18 @@ void wait(const Barrier* barrier, uint32_t parity, const Place& place) {
 void copy_box(unsigned blocks, void* shared, const TensorMap& map, Barrier* barrier, const int (&start)[4],
               const Place& place) {
   check_barrier(barrier, place);
-  check_place(shared, 128 * map.lines, 128, "a box", place);
+  check_place(shared, map.bytes(), 128, "a box", place);
   if (blocks == 0) simt::fail(place, "a box for no block");
   for (int rank = 0; rank < 16; ++rank) {
     if ((blocks >> rank & 1) == 0) continue;
     Block& block = peer(rank, place);
     unsigned char* box = moved_to(block, static_cast<unsigned char*>(shared));
     Barrier* counting = moved_to(block, barrier);
-    std::memset(box, 0xFF, 128 * map.lines);
+    std::memset(box, 0xFF, map.bytes());
     const Start from{{start[0], start[1], start[2], start[3]}};
     simt::later(&block, place, [=] {
       fill_box(box, map, from.at);
-      land(counting, 128 * map.lines, place);
+      land(counting, map.bytes(), place);
     });
   }
 }
@@ -180,13 +175,13 @@ void copy_bytes(void* shared, const void* global, int bytes, Barrier* barrier, c
 }
 
 void store_box(const TensorMap& map, const void* shared, const int (&start)[4], const Place& place) {
-  check_place(shared, 128 * map.lines, 128, "a box", place);
+  check_place(shared, map.bytes(), 128, "a box", place);
   auto box = static_cast<unsigned char*>(const_cast<void*>(shared));
-  auto copy = std::make_shared<std::vector<unsigned char>>(128 * map.lines);
+  auto copy = std::make_shared<std::vector<unsigned char>>(map.bytes());
   const Start to{{start[0], start[1], start[2], start[3]}};
   auto read = [=] {
-    for (int offset = 0; offset < 128 * map.lines; offset += 16)
-      std::memcpy(copy->data() + offset, reinterpret_cast<void*>(swizzled(box + offset)), 16);
+    for (int offset = 0; offset < map.bytes(); offset += 16)
+      std::memcpy(copy->data() + offset, reinterpret_cast<void*>(simt::permuted(box + offset, map.line_bytes())), 16);
   };
   auto write = [=] {
     for_lines(map, to.at, [&](int offset, unsigned char* memory, int bytes) {
@@ -233,14 +228,15 @@ void wait_for_count(const unsigned* number, unsigned target, const Place& place)
 }  // namespace simt_hopper
 
 // Refuses what the driver would refuse.
-cudaError_t make_tensor_map(TensorMap* map, const Matrices& matrices, int lines) {
+cudaError_t make_tensor_map(TensorMap* map, const Matrices& matrices, int lines, int columns) {
   auto bytes = [](int64_t stride, int size) { return size > 1 ? 2 * stride : 16; };
   const TensorMap made{static_cast<unsigned char*>(const_cast<void*>(matrices.data)),
                        {2, bytes(matrices.line_stride, matrices.lines), bytes(matrices.head_stride, matrices.heads),
                         bytes(matrices.batch_stride, matrices.batch)},
                        {matrices.columns, matrices.lines, matrices.heads, matrices.batch},
-                       lines};
-  bool refused = made.data == nullptr || reinterpret_cast<uintptr_t>(made.data) % 16 != 0 || lines < 1 || lines > 256;
+                       lines, columns};
+  bool refused = made.data == nullptr || reinterpret_cast<uintptr_t>(made.data) % 16 != 0 || lines < 1 || lines > 256 ||
+                 (columns != 64 && columns != 32);
   for (int i = 0; i < 4; ++i) refused |= made.sizes[i] < 1;
   for (int i = 1; i < 4; ++i)
     refused |= made.strides[i] % 16 != 0 || made.strides[i] < 0 || made.strides[i] >= int64_t{1} << 40;

@@ -104,8 +104,8 @@ inline void wait_for_stores() {
 inline void fence_copies() {}
 
 using Operand = simt::SharedMatrix;
-inline Operand make_operand(const void* shared, int leap, int step) {
-  return {static_cast<const unsigned char*>(shared), leap, step};
+inline Operand make_operand(const void* shared, int leap, int step, int line = 128) {
+  return {static_cast<const unsigned char*>(shared), leap, step, line};
 }
 inline Operand moved(Operand operand, int bytes) {
   operand.start += bytes;

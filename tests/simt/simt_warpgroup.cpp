@@ -8,16 +8,10 @@ namespace {
 
 constexpr int ROWS = 64, DEPTH = 16, MOST_COLUMNS = 256, ALL_WARPS = 15;
 
-// The 16-byte units of a line of 128 bytes are permuted by the number of the line.
-const unsigned char* unit_at(const unsigned char* p) {
-  const auto address = reinterpret_cast<uintptr_t>(p);
-  return reinterpret_cast<const unsigned char*>(address ^ (address >> 7 & 7) << 4);
-}
-
 // 8 numbers of 16 bits as float32.
-void decode(const unsigned char* unit, bool fp16, float* out) {
+void decode(const unsigned char* unit, int line, bool fp16, float* out) {
   uint16_t numbers[8];
-  std::memcpy(numbers, unit_at(unit), 16);
+  std::memcpy(numbers, reinterpret_cast<const void*>(permuted(unit, line)), 16);
   for (int i = 0; i < 8; ++i)
     out[i] = __uint_as_float(fp16 ? ema::simt_ptx::Fp16::decode(numbers[i], 0) : uint32_t{numbers[i]} << 16);
 }
@@ -26,16 +20,18 @@ void decode(const unsigned char* unit, bool fp16, float* out) {
 void read_rows(const SharedMatrix& matrix, bool fp16, int first, int last, float (*out)[DEPTH]) {
   for (int i = first; i < last; ++i)
     for (int half = 0; half < 2; ++half)
-      decode(matrix.start + i / 8 * matrix.step + i % 8 * 128 + 16 * half, fp16, out[i - first] + 8 * half);
+      decode(matrix.start + i / 8 * matrix.step + i % 8 * matrix.line + 16 * half, matrix.line, fp16,
+             out[i - first] + 8 * half);
 }
 
 // The same of an operand with a line for each of the inner dimension, as [k][row]; whole units.
 template <int WIDTH>
 void read_lines(const SharedMatrix& matrix, bool fp16, int first, int last, float (*out)[WIDTH]) {
+  const int rows = matrix.line / 2;  // of a line
   for (int k = 0; k < DEPTH; ++k)
     for (int i = first; i < last; i += 8)
-      decode(matrix.start + i / 64 * matrix.leap + k / 8 * matrix.step + k % 8 * 128 + i % 64 * 2, fp16,
-             out[k] + i - first);
+      decode(matrix.start + i / rows * matrix.leap + k / 8 * matrix.step + k % 8 * matrix.line + i % rows * 2,
+             matrix.line, fp16, out[k] + i - first);
 }
 
 void read_left(const StartedProduct& started, int warp, float (&a)[16][DEPTH]) {
@@ -114,16 +110,18 @@ void check_operand(const SharedMatrix& matrix, int rows, bool transposed, const 
   const Block& block = *self->warp->block;
   const auto address = reinterpret_cast<uintptr_t>(matrix.start);
   const ptrdiff_t offset = matrix.start - block.shared;
-  const int in_line = address % 128, wide = transposed ? std::min(rows, 64) * 2 : DEPTH * 2;
+  const int line = matrix.line, eight = 8 * line;
+  const int in_line = address % line, wide = transposed ? std::min(rows * 2, line) : DEPTH * 2;
   if (address % 16 != 0 || matrix.leap % 16 != 0 || matrix.step % 16 != 0)
     fail(place, "%s at byte %td of shared memory, leap %d, step %d: expected multiples of 16", name, offset, matrix.leap,
          matrix.step);
-  if (address / 128 % 8 != 0) fail(place, "%s at byte %td of shared memory, not in the first of 8 lines", name, offset);
-  if (in_line + wide > 128) fail(place, "%s from byte %d to %d of lines of 128 bytes", name, in_line, in_line + wide);
+  if (address % eight >= static_cast<unsigned>(line)) fail(place, "%s at byte %td of shared memory, not in the first of 8 lines", name, offset);
+  if (in_line + wide > line)
+    fail(place, "%s from byte %d to %d of lines of %d bytes", name, in_line, in_line + wide, line);
   const unsigned char* last = matrix.start - in_line;
-  last += transposed ? (rows - 1) / 64 * matrix.leap + matrix.step : (rows - 1) / 8 * matrix.step;
-  if (!block.contains(matrix.start - in_line, 1024) || !block.contains(last, 1024))
-    fail(place, "%s from byte %td to %td of %d bytes of shared memory", name, offset, last + 1024 - block.shared,
+  last += transposed ? (2 * rows - 1) / line * matrix.leap + matrix.step : (rows - 1) / 8 * matrix.step;
+  if (!block.contains(matrix.start - in_line, eight) || !block.contains(last, eight))
+    fail(place, "%s from byte %td to %td of %d bytes of shared memory", name, offset, last + eight - block.shared,
          block.shared_bytes);
 }
 

@@ -6,12 +6,18 @@
 
 namespace simt {
 
+// The 16-byte units of a line of 128 or 64 bytes are permuted by bits of the address above.
+inline uintptr_t permuted(const void* p, int line) {
+  const auto address = reinterpret_cast<uintptr_t>(p);
+  return address ^ (address >> 7 & (line == 64 ? 3 : 7)) << 4;
+}
+
 // Where an operand lies: see `Operand` of csrc/hopper/ptx.h.
 struct SharedMatrix {
   const unsigned char* start;
-  int leap, step;
+  int leap, step, line;
   bool operator==(const SharedMatrix& other) const {
-    return start == other.start && leap == other.leap && step == other.step;
+    return start == other.start && leap == other.leap && step == other.step && line == other.line;
   }
 };
 

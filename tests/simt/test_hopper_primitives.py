@@ -10,6 +10,7 @@ import torch
 
 CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_INVALID_CLUSTER_SIZE = 1, 912
 ORDERS = ["forward", "reverse", "shuffled"]
+bf16 = torch.bfloat16
 
 
 @pytest.fixture(scope="module")
@@ -39,37 +40,34 @@ def normal(*shape, dtype=torch.float32, seed=0):
     return aligned(torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype))
 
 
-def box_of(matrices, column, line, head, batch, lines):
-    """A box [lines, 64] with zeros for what lies beyond the matrix."""
-    box = torch.zeros(lines, 64, dtype=matrices.dtype)
+def box_of(matrices, column, line, head, batch, lines, columns):
+    """A box [lines, columns] with zeros for what lies beyond the matrix."""
+    box = torch.zeros(lines, columns, dtype=matrices.dtype)
     if not (0 <= head < matrices.shape[1] and 0 <= batch < matrices.shape[0]):
         return box
     for r in range(lines):
-        for c in range(64):
+        for c in range(columns):
             if 0 <= line + r < matrices.shape[2] and 0 <= column + c < matrices.shape[3]:
                 box[r, c] = matrices[batch, head, line + r, column + c]
     return box
 
 
+@pytest.mark.parametrize("columns", [64, 32])
 @pytest.mark.parametrize("to_others", [False, True])
 @pytest.mark.parametrize("start", [(0, 0, 1, 1), (40, 7, 0, 1), (-9, -3, 1, 0), (300, 2, 0, 0), (0, 0, 2, 0)])
-def test_boxes_there_and_back(primitives, order, start, to_others):
+def test_boxes_there_and_back(primitives, order, start, to_others, columns):
     matrices = aligned(torch.arange(1, 2 * 2 * 20 * 264 + 1, dtype=torch.int16).view(2, 2, 20, 264))
-    stored, seen = aligned(torch.zeros_like(matrices)), torch.full((4, 16, 64), -1, dtype=torch.int16)
+    stored, seen = aligned(torch.zeros_like(matrices)), torch.full((4, 16, columns), -1, dtype=torch.int16)
     sizes = (ctypes.c_int * 4)(*reversed(matrices.shape))
     where = (ctypes.c_int * 4)(*start)
-    assert primitives.boxes(*map(pointer, (matrices, stored, seen)), sizes, where, 16, int(to_others)) == 0
+    assert primitives.boxes(*map(pointer, (matrices, stored, seen)), sizes, where, 16, columns, int(to_others)) == 0
     column, *others = start
-    expected = [box_of(matrices, column if to_others else column + 64 * i, *others, 16) for i in range(4)]
+    boxes = [box_of(matrices, column + columns * i, *others, 16, columns) for i in range(4)]
+    expected = boxes[:1] * 4 if to_others else boxes
     assert torch.equal(seen, torch.stack(expected))
     for i in range(4):
-        assert torch.equal(
-            box_of(stored, column + 64 * i, *others, 16),
-            expected[i] * (box_of(matrices, column + 64 * i, *others, 16) != 0),
-        )
-    assert stored.count_nonzero() == sum(
-        (expected[i] * box_of(matrices, column + 64 * i, *others, 16).bool()).count_nonzero() for i in range(4)
-    )
+        assert torch.equal(box_of(stored, column + columns * i, *others, 16, columns), expected[i] * (boxes[i] != 0))
+    assert stored.count_nonzero() == sum((expected[i] * boxes[i].bool()).count_nonzero() for i in range(4))
 
 
 def test_bytes_there_and_back(primitives, order):
@@ -81,8 +79,11 @@ def test_bytes_there_and_back(primitives, order):
 @pytest.mark.parametrize("special", [None, float("inf"), float("nan")])
 @pytest.mark.parametrize("b_transposed", [False, True])
 @pytest.mark.parametrize("left", ["lines", "transposed", "registers"])
-@pytest.mark.parametrize(("columns", "dtype"), [(32, torch.bfloat16), (32, torch.float16), (256, torch.bfloat16)])
-def test_products(primitives, order, columns, dtype, left, b_transposed, special):
+@pytest.mark.parametrize(
+    ("columns", "dtype", "line"),
+    [(32, bf16, 128), (32, torch.float16, 128), (256, bf16, 128), (32, bf16, 64), (256, bf16, 64)],
+)
+def test_products(primitives, order, columns, dtype, line, left, b_transposed, special):
     a, b = normal(2, 64, 64, dtype=dtype), normal(64, columns, dtype=dtype, seed=1)
     if special is not None:
         a[1, 5, 9] = special
@@ -91,7 +92,7 @@ def test_products(primitives, order, columns, dtype, left, b_transposed, special
     stored_a = aligned(a.mT.contiguous()) if left == "transposed" else a
     stored_b = b if b_transposed else aligned(b.T.contiguous())
     how = (int(dtype == torch.float16), columns, int(left == "transposed"), int(b_transposed), int(left == "registers"))
-    assert primitives.product(*how, pointer(stored_a), pointer(stored_b), pointer(d)) == 0
+    assert primitives.product(*how, line, pointer(stored_a), pointer(stored_b), pointer(d)) == 0
     torch.testing.assert_close(d.double(), expected, rtol=1e-5, atol=2e-5, equal_nan=True)
 
 
