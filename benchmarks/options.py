@@ -12,6 +12,7 @@ import torch
 from .case import DTYPES, MEMORY_ORDERS, MODES, Case
 from .peers import BACKENDS, RIVALS
 
+MAX_SEED = 2**31 - 1
 SIZES = ((33, 33), (65, 65), (97, 97), (129, 129))
 # named selections of (B, H, W), instead of batch x sizes: 2^20 positions in images of 4 thousand to a million
 SELECTIONS = {"constant-work": ((256, 64, 64), (64, 128, 128), (16, 256, 256), (4, 512, 512), (1, 1024, 1024))}
@@ -114,6 +115,8 @@ def _checked(asked: Options) -> Options:
             raise ValueError(f"{name} is empty: expected at least one value")
     if not (asked.peers or asked.backends):
         raise ValueError("peers and backends are both empty: expected something to measure")
+    if not 0 <= asked.seed <= MAX_SEED:
+        raise ValueError(f"seed is {asked.seed}: expected 0 to {MAX_SEED}")
     if not (math.isfinite(asked.seconds) and asked.seconds > 0):
         raise ValueError(f"seconds is {asked.seconds}: expected a finite number above 0")
     if not asked.time_limit > 0:

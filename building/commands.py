@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from setuptools.errors import CompileError
 from . import jobs
 from .choice import choice
 from .ninja_file import LIBRARY, write_ninja_file
+from .toolkit import Toolkit
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = "ema_ops._C"
@@ -65,9 +67,10 @@ class BuildCore(build_ext):
         device_sources = sum(source.endswith(".cu") for source in ext.sources)
         threads = max(1, parallel // max(1, device_sources))
         folder = Path("build") / f"core-{sysconfig.get_config_var('SOABI')}"
-        (ROOT / folder).mkdir(parents=True, exist_ok=True)
-        includes = [link_to_pybind11(ROOT / folder), Path(sysconfig.get_paths()["include"])]
         os.chdir(ROOT)
+        folder.mkdir(parents=True, exist_ok=True)
+        includes = [link_to_pybind11(folder), Path(sysconfig.get_paths()["include"])]
+        chosen = replace(chosen, toolkit=with_linked_packages(chosen.toolkit, folder))
         file = write_ninja_file(chosen, sorted(ext.sources), folder, includes, threads)
         command = [str(Path(ninja.BIN_DIR) / "ninja"), "-f", str(file), "-j", str(parallel)]
         if subprocess.run(command).returncode != 0:
@@ -94,14 +97,26 @@ class BuildPackage(build_py):
 
 
 def link_to_pybind11(folder: Path) -> Path:
-    """A link in `folder` to the headers of pybind11, which under build isolation are elsewhere every time.
-
-    Commands with the link stay the same, so that ninja does not compile again what has not changed. Relative to the
-    root.
-    """
+    """A link to the headers of pybind11."""
     import pybind11
 
-    link = folder / f"pybind11-{pybind11.__version__}"
+    return link_to(Path(pybind11.get_include()), folder / f"pybind11-{pybind11.__version__}")
+
+
+def with_linked_packages(toolkit: Toolkit, folder: Path) -> Toolkit:
+    """`toolkit`, and if it is in pip's packages by a link to them."""
+    if toolkit.packages is None:
+        return toolkit
+    link = link_to(toolkit.packages, folder / f"toolkit-{toolkit.version}")
+    library_folder = toolkit.library_folder and link / toolkit.library_folder.name
+    return replace(toolkit, nvcc=link / "bin" / "nvcc", library_folder=library_folder, packages=link)
+
+
+def link_to(target: Path, link: Path) -> Path:
+    """`link`, which then leads to a folder that under build isolation is elsewhere every time.
+
+    Commands with the link stay the same, so that ninja does not compile again what has not changed.
+    """
     link.unlink(missing_ok=True)
-    link.symlink_to(pybind11.get_include())
-    return link.relative_to(ROOT)
+    link.symlink_to(target)
+    return link

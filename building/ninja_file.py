@@ -68,8 +68,11 @@ def _compile_host(choice: Choice, include_folders: Sequence[Path]) -> list[str]:
 
 
 def _compile(choice: Choice) -> list[str]:
+    """Headers of pip's packages are those of the system: they are new for every build, and their code is not."""
     assert choice.toolkit is not None
-    return [str(choice.toolkit.nvcc), "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Icsrc"]
+    packages = choice.toolkit.packages
+    headers = ["-isystem", str(packages / "include")] if packages is not None else []
+    return [str(choice.toolkit.nvcc), "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Icsrc", *headers]
 
 
 def _link(choice: Choice, folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 OLDEST = (12, 0)
@@ -23,12 +23,16 @@ class ToolkitMissing(Exception):
 
 @dataclass(frozen=True)
 class Toolkit:
-    """An nvcc that runs. `architectures` are numbers such as 90, `library_folder` holds the static runtime."""
+    """An nvcc that runs. `architectures` are numbers such as 90, `library_folder` holds the static runtime.
+
+    `packages` is the folder of pip's packages that all of it is in, or None.
+    """
 
     nvcc: Path
     version: str
     architectures: frozenset[int]
     library_folder: Path | None
+    packages: Path | None = None
 
 
 def find_toolkit(environ: Mapping[str, str], *, from_pip: bool) -> Toolkit:
@@ -41,7 +45,8 @@ def find_toolkit(environ: Mapping[str, str], *, from_pip: bool) -> Toolkit:
     places |= {str(home): home / "bin" / "nvcc" for home in packages}
     for nvcc in places.values():
         if nvcc is not None and os.access(nvcc, os.X_OK):
-            return inspect_toolkit(nvcc.absolute())
+            found = inspect_toolkit(nvcc.absolute())
+            return replace(found, packages=nvcc.parents[1] if nvcc.parents[1] in packages else None)
     looked = ", ".join(dict.fromkeys([*places, *([] if packages else ["the packages of pip"])]))
     raise ToolkitMissing(f"no nvcc was found in {looked}")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from .extras import require
 
 HELP = "train four small networks on real pixels and write a report, or show the bases over your own picture"
+PICTURE_NEEDS = ("PIL", "matplotlib", "jinja2", "tqdm")
+MAX_SEED = 2**31 - 1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,16 +25,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0, or 1 when the microbenchmark found a wrong result; bad input raises ValueError or OSError naming it."""
-    require("demo")
-    if args.seed < 0:
-        raise ValueError(f"seed is {args.seed}: expected 0 or more")
-    from ..demo import report
-    from ..demo.run import plan_for, run_demo, run_image
-
     if args.image is not None:
+        require("demo", only=PICTURE_NEEDS)
+        from ..demo.picture import run_image
+
         for path in run_image(args.image, args.out, args.weights):
             print(path)
         return 0
+    require("demo")
+    if not 0 <= args.seed <= MAX_SEED:
+        raise ValueError(f"seed is {args.seed}: expected 0 to {MAX_SEED}")
+    from ..demo import report
+    from ..demo.run import plan_for, run_demo
+
     table, status = run_demo(plan_for(quick=args.quick, out=args.out, seed=args.seed, steps=args.steps))
     print(report.text_table(table))
     print(f"report: {args.out / 'report.html'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Collection
 
 _SEGMENTATION = {
     "PIL": "pillow",
@@ -23,8 +24,9 @@ EXTRAS = {
 """By extra: names to import, and of the packages that have them."""
 
 
-def require(extra: str) -> None:
-    """Raise ValueError, naming what is missing, unless all of `extra` is installed."""
-    missing = [package for module, package in EXTRAS[extra].items() if importlib.util.find_spec(module) is None]
+def require(extra: str, only: Collection[str] | None = None) -> None:
+    """Raise ValueError, naming what is missing, unless all of `extra` is installed; `only`: these modules of it."""
+    packages = {module: EXTRAS[extra][module] for module in (EXTRAS[extra] if only is None else only)}
+    missing = [package for module, package in packages.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ValueError(f"not installed: {', '.join(missing)}: expected `pip install 'ema_ops[{extra}]'`")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 from dataclasses import replace
@@ -18,6 +19,7 @@ from ..problem import DTYPES, Problem, check_count
 
 HELP = "show versions, devices, and which backends are usable or serve a given call, or why not"
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+MAX_BITS = 59  # so that 64 bits count the bytes of any dtype
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -57,7 +59,10 @@ def sizes(text: str) -> tuple[int, ...]:
     words = text.split(",")
     if len(words) not in (3, 4) or not all(word.isascii() and word.isdecimal() and int(word) > 0 for word in words):
         raise argparse.ArgumentTypeError(f"shape is {text!r}: expected B,C,H,W or B,N,C such as 16,512,65,65")
-    return tuple(map(int, words))
+    found = tuple(map(int, words))
+    if math.prod(found) >= 2**MAX_BITS:
+        raise argparse.ArgumentTypeError(f"shape is {text!r}: expected fewer than 2^{MAX_BITS} numbers")
+    return found
 
 
 def described(args: argparse.Namespace) -> Problem:

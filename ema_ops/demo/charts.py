@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -12,7 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..segmentation.data import IGNORE, VOCSegmentation, voc_palette
-from .train import Result
+
+if TYPE_CHECKING:
+    from .train import Result
 
 COLOURS = ("#8a8f98", "#e08a1e", "#1f6feb", "#8e5bd0")
 """One colour a network, in the order of `network.CONTEXTS`."""

@@ -1,4 +1,4 @@
-"""The two things `ema-ops demo` does: the whole demo, or the map of each basis over one picture."""
+"""The whole demo: a set from real pixels, four networks, time and memory, the report."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ from . import attend, charts, report
 from .measure import costs
 from .network import CONTEXTS, NUM_BASES, STRIDE, DemoNetwork, receptive_field
 from .page import Figure, write
+from .picture import DEFAULT_OUT, MAP_CAPTION, NETWORK_FILE
 from .train import Budget, Result, train
 
 OURS = "EM attention"
-NETWORK_FILE = "network.pt"
-DEFAULT_OUT = Path("runs/demo")
 BAD_INPUT = 2
 """Exit status of `ema-ops` when it was asked for something it cannot do."""
 FULL = Budget()
@@ -105,37 +104,6 @@ def run_demo(plan: Plan) -> tuple[list[report.Line], int]:
     return table, bench.status
 
 
-def run_image(path: Path, out: Path, weights: Path | None) -> list[Path]:
-    """Write `attention.png` and `attention.html` for one picture under `out`; returns both paths.
-
-    `weights` is a network the demo wrote; None takes the one under `out` or `runs/demo` if there is one, and colour
-    and position otherwise. Raises OSError and ValueError naming the file at fault.
-    """
-    picture = attend.load_picture(path)
-    if weights is None:
-        weights = next((p for p in (out / NETWORK_FILE, DEFAULT_OUT / NETWORK_FILE) if p.is_file()), None)
-    if weights is None:
-        maps = attend.maps_of_colours(picture)
-        source = "No trained network found: the features are colour and position of every pixel."
-    else:
-        maps = attend.maps_of_network(attend.load_network(weights), picture)
-        source = f"Features of the network the demo trained ({weights}); it has learnt digits on photographs."
-    figure = Figure(charts.basis_maps(picture, maps), _MAP_CAPTION)
-    out.mkdir(parents=True, exist_ok=True)
-    png, page = out / "attention.png", out / "attention.html"
-    png.write_bytes(figure.png)
-    size = f"shown at {picture.width} x {picture.height}"
-    write(page, "attend.jinja", name=path.name, size=size, source=source, figure=figure)
-    print(source)
-    return [png, page]
-
-
-_MAP_CAPTION = (
-    "Responsibility of each basis at every position, each map stretched from its lowest to its highest value, which "
-    "stand above it. The basis with the largest share of the picture comes first."
-)
-
-
 def _check_distance() -> int:
     """The receptive field of the network without context; RuntimeError when it reaches a cue from a marked digit."""
     field = receptive_field(DemoNetwork("no context", len(CLASSES)))
@@ -192,8 +160,8 @@ def _maps(results: Sequence[Result]) -> list[Figure]:
     simple = charts.basis_maps(picture, attend.maps_of_colours(picture))
     about = f"A photograph from validation, K = {NUM_BASES}. "
     return [
-        Figure(learnt, f"{about}Features of the trained network, which has learnt to find digits. {_MAP_CAPTION}"),
-        Figure(simple, f"{about}The same operator on plain colour and position, nothing trained. {_MAP_CAPTION}"),
+        Figure(learnt, f"{about}Features of the trained network, which has learnt to find digits. {MAP_CAPTION}"),
+        Figure(simple, f"{about}The same operator on plain colour and position, nothing trained. {MAP_CAPTION}"),
     ]
 
 

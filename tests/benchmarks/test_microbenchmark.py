@@ -191,6 +191,8 @@ def test_file_with_other_columns_is_left_alone(tmp_path):
         (("--bases", "0"), "bases is 0: expected at least 1"),
         (("--iters", "0"), "iters is 0: expected at least 1"),
         (("--sizes", "0x3"), "sizes is 0: expected at least 1"),
+        (("--seed", "-1"), "seed is -1: expected 0 to 2147483647"),
+        (("--seed", str(2**31)), "seed is 2147483648: expected 0 to 2147483647"),
         (("--seconds", "nan"), "seconds is nan: expected a finite number"),
         (("--time-limit", "-1"), "time_limit is -1.0: expected"),
         (("--peers", "--backends"), "peers and backends are both empty"),

@@ -1,11 +1,15 @@
 """Whether the core is built: nvcc is looked for, asked what it is, and the reason is given if there is none."""
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from building import toolkit as toolkits
 from building.choice import decide
+from building.commands import with_linked_packages
+from building.ninja_file import write_ninja_file
 from building.toolkit import ToolkitMissing, find_toolkit, inspect_toolkit
 
 NVCC = """#!/bin/sh
@@ -77,7 +81,25 @@ def test_from_pip_takes_no_other(tmp_path, monkeypatch):
     nvcc = make_toolkit(tmp_path / "nvidia" / "cu13", library_folder="lib")
     monkeypatch.setattr(toolkits, "_pip_homes", lambda: [tmp_path / "nvidia" / "cu13"])
     toolkit = find_toolkit(environ, from_pip=True)
-    assert (toolkit.nvcc, toolkit.library_folder) == (nvcc, tmp_path / "nvidia" / "cu13" / "lib")
+    home = tmp_path / "nvidia" / "cu13"
+    assert (toolkit.nvcc, toolkit.library_folder, toolkit.packages) == (nvcc, home / "lib", home)
+
+
+def test_packages_of_pip_that_are_elsewhere_each_time_give_the_same_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("build")
+    folder.mkdir()
+    for place in ("first", "second"):
+        make_toolkit(tmp_path / place / "cu13", library_folder="lib")
+        monkeypatch.setattr(toolkits, "_pip_homes", lambda place=place: [tmp_path / place / "cu13"])
+        choice = decide({"EMA_OPS_BUILD_CUDA": "pip"}, LINUX)
+        linked = replace(choice, toolkit=with_linked_packages(choice.toolkit, folder))
+        commands = write_ninja_file(linked, ["csrc/call.cpp", "csrc/kernels/e_step.cu"], folder, [], 1).read_text()
+        assert linked.toolkit.nvcc.resolve() == tmp_path / place / "cu13" / "bin" / "nvcc"
+        assert str(tmp_path) not in commands
+        assert commands.count("build/toolkit-13.0.88/bin/nvcc") == 3
+        assert commands.count("-isystem build/toolkit-13.0.88/include") == 2
+        assert commands.count("-Lbuild/toolkit-13.0.88/lib") == 1
 
 
 def test_homes_of_pip_packages(tmp_path, monkeypatch):

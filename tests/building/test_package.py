@@ -4,7 +4,7 @@ import re
 import tarfile
 import zipfile
 
-from trees import ARCHITECTURE, BUILD_FOLDER, ROOT, pip_install, run
+from trees import ARCHITECTURE, ROOT, compile_times, pip_install, run
 
 from building.commands import core_sources
 
@@ -96,14 +96,11 @@ def test_core_exports_its_entry_point_and_asks_for_python_and_the_system_only(pa
 def test_editable_installation_compiles_what_changed(package):
     """After the wheel nothing is left to do; then one source; and in isolation, where pybind11 is elsewhere."""
 
-    def compile_times():
-        return {path.name: path.stat().st_mtime_ns for path in (package.tree / BUILD_FOLDER).glob("*.o")}
-
     def install():
         pip_install(package.python, "--editable", package.tree, cwd=package.tree, EMA_OPS_CUDA_ARCHS=ARCHITECTURE)
-        return compile_times()
+        return compile_times(package.tree)
 
-    before = compile_times()
+    before = compile_times(package.tree)
     assert len(before) == len(core_sources())
     assert install() == before
     (package.tree / "csrc" / "plan.cpp").touch()

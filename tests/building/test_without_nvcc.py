@@ -3,7 +3,18 @@
 import zipfile
 
 import pytest
-from trees import ARCHITECTURE, copy_sources, fresh_environment, hide_toolkit, pip_install, pip_wheel, run
+from trees import (
+    ARCHITECTURE,
+    compile_times,
+    copy_sources,
+    fresh_environment,
+    hide_toolkit,
+    pip_install,
+    pip_wheel,
+    run,
+)
+
+from building.commands import core_sources
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +61,19 @@ def test_builds_that_fail_say_why(tree, tmp_path, variable, value, expected):
 
 @pytest.mark.download
 def test_nvcc_from_pip(tree, tmp_path):
-    """The core is compiled by an nvcc that is nowhere on this machine, in a build environment of its own."""
+    """The core is compiled by an nvcc that is nowhere on this machine, in a build environment of its own.
+
+    A second build, in another environment, finds nothing to compile.
+    """
     folder, variables = tree
-    pip_wheel(folder, tmp_path, EMA_OPS_BUILD_CUDA="pip", EMA_OPS_CUDA_ARCHS=ARCHITECTURE, **variables)
+
+    def build():
+        pip_wheel(folder, tmp_path, EMA_OPS_BUILD_CUDA="pip", EMA_OPS_CUDA_ARCHS=ARCHITECTURE, **variables)
+        return compile_times(folder)
+
+    first = build()
+    assert len(first) == len(core_sources())
+    assert build() == first
     (wheel,) = tmp_path.glob("*.whl")
     python = fresh_environment(tmp_path / "environment")
     pip_install(python, "--no-index", wheel, cwd=tmp_path)

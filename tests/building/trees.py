@@ -51,6 +51,11 @@ def pip_wheel(tree: Path, out: Path, *, expect: int = 0, **variables: str) -> st
     return run(*command, cwd=tree, expect=expect, **variables)
 
 
+def compile_times(tree: Path) -> dict[str, int]:
+    """When each object of the core was compiled."""
+    return {path.name: path.stat().st_mtime_ns for path in (tree / BUILD_FOLDER).glob("*.o")}
+
+
 def fresh_environment(folder: Path) -> Path:
     """A new environment's Python. Of what is installed here it sees torch and numpy, not the editable ema_ops."""
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)

@@ -112,6 +112,17 @@ def test_calls_that_cannot_be(capsys, options, expected):
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("shape", [f"{2**64},1,1", f"1,{2**30},{2**29}"])
+def test_shapes_that_no_memory_holds(capsys, shape):
+    with pytest.raises(SystemExit):
+        main(["info", "--shape", shape])
+    assert f"shape is {shape!r}: expected fewer than 2^59 numbers" in capsys.readouterr().err
+
+
+def test_the_largest_shape(info):
+    assert with_start(info("--shape", f"1,{2**30},{2**29 - 1}"), "call")
+
+
 @pytest.mark.parametrize("shape", ["2,48", "2x48x7x5", "2,0,7,5", "2,48,7,5,3", ""])
 def test_shapes_that_are_none(capsys, shape):
     with pytest.raises(SystemExit):

@@ -1,11 +1,20 @@
 """`ema-ops demo --image`: pictures of every kind, and a clear end for what is no picture."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from ema_ops.cli import main
+from ema_ops.cli.demo import PICTURE_NEEDS
+from ema_ops.cli.extras import EXTRAS
 from ema_ops.demo import attend
+
+ENVIRON = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +52,23 @@ def test_every_kind_of_picture(name, tmp_path, capsys):
     assert str(out / "attention.png") in printed
     with Image.open(out / "attention.png") as png:
         assert min(png.size) > 100
+
+
+def test_few_packages_are_needed(tmp_path):
+    """One picture, with all of the extra missing that `PICTURE_NEEDS` does not name."""
+    PICTURES["grey.png"].save(tmp_path / "grey.png")
+    absent = sorted(EXTRAS["demo"].keys() - set(PICTURE_NEEDS))
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys({absent})
+from ema_ops.cli import main
+raise SystemExit(main(["demo", "--image", "grey.png", "--out", "out"]) or main(["demo", "--out", "out"]) != 2)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRON, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "attention.html").exists()
+    assert "not installed: " in done.stderr
+    assert "scikit-learn" in done.stderr
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (130, 70)])

@@ -89,7 +89,8 @@ def test_same_seed_same_losses(small_set):
 
 
 def test_bad_options(capsys, tmp_path):
-    assert main(["demo", "--seed", "-1", "--out", str(tmp_path)]) == 2
-    assert "seed is -1: expected 0 or more" in capsys.readouterr().err
+    for seed in ("-1", str(2**31)):
+        assert main(["demo", "--seed", seed, "--out", str(tmp_path)]) == 2
+        assert f"seed is {seed}: expected 0 to 2147483647" in capsys.readouterr().err
     assert main(["demo", "--steps", "0", "--out", str(tmp_path)]) == 2
     assert "steps is 0: expected at least 1" in capsys.readouterr().err
