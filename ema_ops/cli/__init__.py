@@ -31,6 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         tell_error(f"ema-ops {args.command}: {error}")
         return 2
+    except (MemoryError, RuntimeError) as error:
+        # the system ends a process that reads pictures where memory runs out, and PyTorch tells it anywhere
+        if not (isinstance(error, MemoryError) or str(error).startswith("DataLoader worker")):
+            raise
+        tell_error(f"ema-ops {args.command}: {str(error) or 'no memory'}: expected more memory, or fewer workers")
+        return 2
     except KeyboardInterrupt:
         if is_first():
             print(f"ema-ops {args.command}: interrupted", file=sys.stderr)

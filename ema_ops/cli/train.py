@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
   ema-ops train --recipes
   ema-ops data generate data/generated && ema-ops train --config generated
   ema-ops train --config voc_resnet101 --set data.root=VOCdevkit/VOC2012 --set model.backbone_weights=resnet101.pth
+  ema-ops train --config mine.yaml --set model.weights=runs/voc_resnet101/best.pt --set model.skip_unfitting=true
   torchrun --nproc-per-node 4 -m ema_ops train --config voc_resnet101
 """
 

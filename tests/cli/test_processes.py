@@ -15,6 +15,38 @@ def waited(monkeypatch):
     return seconds
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "no memory: expected more memory"),
+        (MemoryError("Unable to allocate 9 GiB"), "Unable to allocate 9 GiB: expected more memory"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            "is killed by signal: Killed.: expected",
+        ),
+    ],
+)
+def test_no_memory_on_the_machine_is_one_line(monkeypatch, capsys, error, told):
+    def run(_):
+        raise error
+
+    monkeypatch.setattr("ema_ops.cli.info.run", run)
+    assert main(["info"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ema-ops info: ")
+    assert told in said
+    assert said.count("\n") == 1
+
+
+def test_other_errors_are_faults_of_ours(monkeypatch):
+    def run(_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("ema_ops.cli.info.run", run)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["info"])
+
+
 MISTAKE = ["predict", "no.png", "--checkpoint", "no.pt", "--out", "no"]
 
 

@@ -20,6 +20,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Size = Annotated[tuple[Count, Count], BeforeValidator(lambda value: (value, value) if _is_scalar(value) else value)]
 Precision = Literal["float32", "bfloat16", "float16"]
 
+# of the first weights, not of the network
+_START = ("backbone_weights", "weights", "skip_unfitting")
 _LAYER_OPTIONS = sorted(
     set(inspect.signature(EMAttention).parameters)
     - {"channels", "num_bases", "num_iters", "channel_dim", "average_group"}
@@ -34,7 +36,9 @@ class ModelConfig(_Section):
     """The arguments of `EMANet` but the number of classes, which is that of the data; None leaves them to `EMANet`.
 
     `preset` names an entry of `ema_ops.PRESETS`, `layer` has any other options of `EMAttention` and wins over it.
-    `backbone_weights` is a file with ImageNet weights of the backbone.
+    The network starts from random weights, or from a file: `backbone_weights`, ImageNet weights of the backbone alone,
+    or `weights`, a whole network of ours, of the official code or of mmsegmentation. `skip_unfitting` leaves out what
+    does not fit there: a classifier of other classes, another number of bases.
     """
 
     backbone: str = "resnet101"
@@ -52,6 +56,8 @@ class ModelConfig(_Section):
     preset: Literal["official", "mmsegmentation"] | None = None
     layer: dict[str, Any] = {}
     backbone_weights: Path | None = None
+    weights: Path | None = None
+    skip_unfitting: bool = False
 
     @model_validator(mode="after")
     def _check_layer(self) -> ModelConfig:
@@ -60,10 +66,18 @@ class ModelConfig(_Section):
                 raise ValueError(f"layer.{name} is not a setting: expected one of {', '.join(_LAYER_OPTIONS)}")
         return self
 
+    @model_validator(mode="after")
+    def _check_start(self) -> ModelConfig:
+        if self.weights is not None and self.backbone_weights is not None:
+            raise ValueError(f"weights is '{self.weights}' with backbone_weights too: expected one of them")
+        if self.skip_unfitting and self.weights is None:
+            raise ValueError("skip_unfitting is True without weights: expected weights, the file to start from")
+        return self
+
     @property
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `EMANet`, without the number of classes."""
-        own = self.model_dump(exclude={"preset", "layer", "backbone_weights"}, exclude_none=True)
+        own = self.model_dump(exclude={"preset", "layer", *_START}, exclude_none=True)
         return {**own, **(PRESETS[self.preset] if self.preset else {}), **self.layer}
 
 

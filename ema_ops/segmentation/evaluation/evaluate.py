@@ -15,6 +15,10 @@ from .memory import naming_pictures
 from .metric import ConfusionCounter, Scores
 
 
+class Stopped(Exception):
+    """An evaluation ended on request, without a result."""
+
+
 def evaluate(
     network: nn.Module,
     dataset: SegmentationDataset,
@@ -30,6 +34,7 @@ def evaluate(
     channels_last: bool = False,
     device: torch.device | str | None = None,
     progress: Callable[[int], object] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Scores:
     """The scores of `network` on `dataset`. Ranks of `torch.distributed` share the pictures and get the same scores.
 
@@ -44,8 +49,10 @@ def evaluate(
         workers: processes that decode pictures; 0 for none.
         device: where to judge, the network is moved there; None for where it is.
         progress: called with the number of pictures of every batch of this rank.
+        stop: asked before every batch of this rank; it judges none from the first yes on.
 
     Raises:
+        Stopped: `stop` said yes in some rank; in all of them.
         ValueError, TypeError: an option does not fit, network and data set have different numbers of classes, or the
             network has logits that are NaN.
         OSError: a picture cannot be read, or does not fit into the memory of the device.
@@ -60,13 +67,25 @@ def evaluate(
     samples = evaluation_samples(dataset, rank=rank, world_size=world_size, workers=workers)
     with evaluation_mode(network):
         for group in equal_sizes(samples, batch, lambda sample: tuple(sample.image.shape)):
+            if stop is not None and stop():
+                break
             with naming_pictures([dataset.image_path(sample.name) for sample in group]):
                 images = to_device([sample.image for sample in group], device)
                 masks = to_device([sample.mask.to(torch.uint8) for sample in group], device)
                 counter.update(inference.classes(network, images, dataset.num_classes), masks)
             if progress is not None:
                 progress(len(group))
+    if stop is not None and _any(stop(), device):
+        raise Stopped
     return counter.compute()
+
+
+def _any(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is true in some rank; all get the same answer."""
+    total = torch.tensor(int(flag), device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+    return bool(total.item())
 
 
 def _place() -> tuple[int, int]:

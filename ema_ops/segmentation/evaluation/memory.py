@@ -8,13 +8,25 @@ from contextlib import contextmanager
 
 import torch
 
+_WORDS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc")
+"""Of PyTorch's allocators on a CPU, its shared memory and its libraries, which raise RuntimeError."""
+
+
+def is_no_memory(error: BaseException) -> bool:
+    """Whether `error` says that a device, or the machine itself, has no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)
+
 
 @contextmanager
 def naming_size(count: int, height: int, width: int, scale: float) -> Iterator[None]:
     """Raises OSError (ENOMEM) with the size when the block, on `count` pictures at `scale`, runs out of memory."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_no_memory(error):
+            raise
         reason = (
             f"no memory for pictures of {count} x {height} x {width} at scale {scale:g}: expected a smaller batch, "
             "fewer scales, or windows (mode 'slide')"
@@ -27,8 +39,8 @@ def naming_pictures(names: Sequence[object]) -> Iterator[None]:
     """Raises OSError (ENOMEM) that begins with `names` when the block, on these pictures, runs out of memory."""
     try:
         yield
-    except (torch.OutOfMemoryError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not (error.errno == errno.ENOMEM if isinstance(error, OSError) else is_no_memory(error)):
             raise
         reason = error.strerror if isinstance(error, OSError) else "no memory: expected a smaller batch"
         raise OSError(errno.ENOMEM, f"{', '.join(map(str, names))}: {reason}") from error

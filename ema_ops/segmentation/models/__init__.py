@@ -4,6 +4,7 @@ from .backbone_weights import load_backbone_weights
 from .checkpoints import Checkpoint, export_network, load_network, read_checkpoint, save_network
 from .emanet import EMANet
 from .receptive_field import receptive_field
+from .starting import start_from
 
 __all__ = [
     "Checkpoint",
@@ -14,4 +15,5 @@ __all__ = [
     "read_checkpoint",
     "receptive_field",
     "save_network",
+    "start_from",
 ]

@@ -85,6 +85,12 @@ def check_fitting(
     Raises:
         ValueError: not so; some of the keys are named.
     """
+    if complaints := unfitting(own, state):
+        raise ValueError(f"{path} does not fit the {what}; {'; '.join(complaints)}")
+
+
+def unfitting(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """How `state` differs from `own` in keys and shapes: a phrase for each way, with some of the keys."""
     # torch counts from zero where an old file has no counter
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in own]
@@ -94,9 +100,7 @@ def check_fitting(
         if key in state and state[key].shape != value.shape
     ]
     found = (("missing", missing), ("without a place", unknown), ("of another shape", shapes))
-    complaints = [f"{name}: {names(keys)}" for name, keys in found if keys]
-    if complaints:
-        raise ValueError(f"{path} does not fit the {what}; {'; '.join(complaints)}")
+    return [f"{name}: {names(keys)}" for name, keys in found if keys]
 
 
 def names(which: list[str]) -> str:

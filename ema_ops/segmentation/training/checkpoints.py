@@ -19,6 +19,8 @@ _HARMLESS = (
     "data.options.sbd",
     "data.workers",
     "model.backbone_weights",
+    "model.weights",
+    "model.skip_unfitting",
     "published",
     "training.device",
     "training.threads",

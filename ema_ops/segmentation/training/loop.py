@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +13,15 @@ from tqdm import tqdm
 
 from ..config import Config
 from ..data import Batch, open_dataset, training_batches
-from ..evaluation import evaluate
-from ..models import EMANet
-from ..models.backbone_weights import load_backbone_weights
+from ..evaluation import Stopped, evaluate
+from ..evaluation.memory import is_no_memory
 from ..models.checkpoints import save_network
 from .checkpoints import BEST, LATEST, check_new, fingerprint, read_training
 from .distributed import World, world
 from .failure import failure_report, no_memory, summary, write_report
 from .files import remove_parts, replacing
 from .logging import Log, Speed, memory
+from .network import new_network
 from .optimizer import learning_rate, make_optimizer, set_learning_rate
 from .pictures import judged_pictures
 from .step import NotFiniteError, StepResult, TrainingStep
@@ -53,8 +52,9 @@ def train(config: Config, *, resume: bool = False) -> Summary:
 
     Everything is written to `config.out`: `latest.pt` and `best.pt`, `log.csv` with a row for every step,
     `validation.csv`, TensorBoard's events in `tensorboard`, and the config as `config.yaml`. SIGINT and SIGTERM end
-    the run after the step, with a checkpoint. With `resume` a run goes on from `latest.pt`; on the CPU, with the same
-    number of processes and threads, it then takes bitwise the same steps as one that was never interrupted.
+    the run after the step, or after the batch of a validation, with a checkpoint. With `resume` a run goes on from
+    `latest.pt`; on the CPU, with the same number of processes and threads, it then takes bitwise the same steps as one
+    that was never interrupted.
 
     Raises:
         ValueError, TypeError: a setting does not fit; `out` has a checkpoint and `resume` is False, or one of other
@@ -85,7 +85,7 @@ class _Run:
             open_dataset(config.data.kind, config.data.root, split, **config.data.options)
             for split in (config.data.train_split, config.data.val_split)
         )
-        self.network = self._new_network(start=None if resume else config.model.backbone_weights)
+        self.network = new_network(config, self.train_set.num_classes, place, first=not resume)
         self.optimizer = make_optimizer(self.network, config.optimizer)
         self.training = TrainingStep(self.network, self.optimizer, place, config.training)
         if resume:
@@ -96,26 +96,10 @@ class _Run:
         """All steps that are left."""
         self.network.train()
         with self._open_log() as self.log, self._bar() as bar:
-            if self._validation_is_due():
-                self._validate()
-            signal = self._steps(bar, stop) if self.step < self.config.training.steps else None
+            signal = self._validate(stop) if self._validation_is_due() else None
+            if signal is None and self.step < self.config.training.steps:
+                signal = self._steps(bar, stop)
         return Summary(self.step, self.best, signal)
-
-    def _new_network(self, *, start: Path | None) -> EMANet:
-        """A network with random weights, or those in the file `start` for its backbone."""
-        config = self.config
-        torch.manual_seed(config.training.seed)
-        network = EMANet(
-            self.train_set.num_classes,
-            norm_layer=self.world.norm_layer(synchronised=config.training.sync_norm),
-            average_group=self.world.group,
-            **config.model.arguments,
-        )
-        if start is not None:
-            load_backbone_weights(network, start)
-        if config.training.channels_last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return network.to(self.world.device)
 
     def _restore(self) -> None:
         state, training = read_training(self.config.out, self.config, self.train_set)
@@ -139,7 +123,9 @@ class _Run:
                     result = self.training(batch, step)
                 except NotFiniteError as error:
                     raise self._failed(batch, step, rate, error.result) from None
-                except torch.OutOfMemoryError as error:
+                except (RuntimeError, MemoryError) as error:
+                    if not is_no_memory(error):
+                        raise
                     raise no_memory(config, batch, step, self.world, self.config.out / LATEST) from error
             self.step = step
             self._tell(bar, result, rate, speed)
@@ -147,11 +133,11 @@ class _Run:
             due = self._validation_is_due()
             if due or step % config.save_every == 0 or step == config.steps or signal is not None:
                 self._save(LATEST)
+            if signal is None and due:
+                # saved already, so that a run killed while it validates loses no step
+                signal = self._validate(stop)
             if signal is not None:
                 return signal
-            if due:
-                # saved already, so that a run killed while it validates loses no step
-                self._validate()
         return None
 
     def _batches(self) -> Iterator[Batch]:
@@ -176,18 +162,22 @@ class _Run:
         every, last = self.config.training.validate_every, self.step == self.config.training.steps
         return every > 0 and self.validated < self.step and (self.step % every == 0 or last)
 
-    def _validate(self) -> None:
-        """Judge the network as it is, and keep it if it is the best."""
+    def _validate(self, stop: StopRequest) -> int | None:
+        """Judge the network as it is, and keep it if it is the best. Returns the signal that ended this, if any."""
         config = self.config
         self.world.share_buffers(self.network)
-        scores = evaluate(
-            self.network,
-            self.val_set,
-            **config.evaluation.model_dump(),
-            workers=config.data.workers,
-            precision=config.training.precision,
-            channels_last=config.training.channels_last,
-        )
+        try:
+            scores = evaluate(
+                self.network,
+                self.val_set,
+                **config.evaluation.model_dump(),
+                workers=config.data.workers,
+                precision=config.training.precision,
+                channels_last=config.training.channels_last,
+                stop=lambda: stop.signal is not None,
+            )
+        except Stopped:
+            return self._signal(stop)
         self.validated = self.step
         is_best = scores.mean_iou > (self.best.mean_iou if self.best else -1)
         if is_best:
@@ -198,6 +188,7 @@ class _Run:
             self.log.pictures(self.step, judged_pictures(self.network, self.val_set, config.training.pictures))
             tqdm.write(f"step {self.step}: mIoU {scores.mean_iou:.4f}{' (best)' if is_best else ''}")
         self._save(LATEST)
+        return self._signal(stop)
 
     def _save(self, name: str) -> None:
         """Write a checkpoint in the main process; the others wait."""

@@ -3,6 +3,7 @@
 import errno
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -212,10 +213,24 @@ def test_one_view_besides_the_sum_is_held(images):
     assert largest == 1
 
 
-def test_out_of_memory_says_what_to_do(images):
+def too_large_for_the_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def too_large_for_the_machine():
+    # more than any has; the error is that of PyTorch's allocator
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def too_large_for_numpy():
+    np.empty(2**60, np.uint8)
+
+
+@pytest.mark.parametrize("allocate", [too_large_for_the_gpu, too_large_for_the_machine, too_large_for_numpy])
+def test_out_of_memory_says_what_to_do(images, allocate):
     class Full(nn.Module):
         def forward(self, images):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            allocate()
 
     with pytest.raises(
         OSError, match=r"no memory for pictures of 2 x 13 x 22 at scale 1.5: expected a smaller batch"
@@ -225,10 +240,18 @@ def test_out_of_memory_says_what_to_do(images):
 
 
 def test_out_of_memory_names_the_pictures():
-    for error in (torch.OutOfMemoryError("CUDA out of memory"), OSError(errno.ENOMEM, "no memory for it")):
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: out of memory"),
+        MemoryError(),
+        OSError(errno.ENOMEM, "no memory for it"),
+    ):
         with pytest.raises(OSError, match=r"a\.png, b\.png: no memory") as info, naming_pictures(["a.png", "b.png"]):
             raise error
         assert info.value.errno == errno.ENOMEM
+    with pytest.raises(RuntimeError, match=r"^other$"), naming_pictures(["a.png"]):
+        raise RuntimeError("other")
     # a disk is no memory
     with pytest.raises(OSError, match=r"^full$"), naming_pictures(["a.png"]):
         raise OSError("full")

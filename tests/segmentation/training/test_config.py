@@ -29,6 +29,15 @@ def mistake(tmp_path):
 DATA = "data: {kind: voc, root: somewhere}\n"
 
 
+def test_one_start(mistake):
+    assert mistake(DATA, "model.weights=a.pt", "model.backbone_weights=b.pt") == (
+        "config FILE: model.weights is 'a.pt' with backbone_weights too: expected one of them"
+    )
+    assert mistake(DATA, "model.skip_unfitting=true") == (
+        "config FILE: model.skip_unfitting is True without weights: expected weights, the file to start from"
+    )
+
+
 @pytest.mark.parametrize("name", recipes())
 def test_recipes_are_whole(name):
     config = load_config(name)

@@ -5,9 +5,12 @@ import signal
 import time
 
 import pytest
-from training_runs import finish, losses, rows, run_train, start, start_ranks
+import torch
+from training_runs import finish, losses, make_config, rows, run_train, start, start_ranks
 
 from ema_ops.cli import main
+from ema_ops.segmentation.evaluation import Inference
+from ema_ops.segmentation.training import train
 from ema_ops.segmentation.training.stopping import StopRequest
 
 STEPS = ("training.steps=400", "training.validate_every=0", "training.save_every=1000")
@@ -52,6 +55,50 @@ def test_one_process_told_stops_all(config):
     assert [finish(process) for process in processes] == [0, 0]
     assert len(losses(run.out)) < 400
     assert (run.out / "latest.pt").exists()
+
+
+def signal_in_validation(config, resume, judged, rank=0):
+    """`train` that gets SIGINT at the first picture it judges; `judged` gets a letter for each, of this process."""
+    classes = Inference.classes
+    own = int(os.environ.get("RANK", 0))
+
+    def interrupted(*args):
+        with judged.with_suffix(f".{own}").open("a") as file:
+            file.write("x")
+        if own == rank:
+            os.kill(os.getpid(), signal.SIGINT)
+        return classes(*args)
+
+    Inference.classes = interrupted
+    assert train(config, resume=resume).signal == signal.SIGINT
+
+
+def test_signal_ends_a_validation(data, config, tmp_path):
+    whole = make_config(data, tmp_path / "whole" / "run")
+    assert finish(start(run_train, whole)) == 0
+    run = config()
+    # validations are due after 5, 10 and 12 steps; the second time one is due at once
+    for times, resume in enumerate((False, True, True), start=1):
+        assert finish(start(signal_in_validation, run, resume, tmp_path / "judged")) == 0
+        # three pictures are there to judge
+        assert (tmp_path / "judged.0").read_text() == times * "x"
+        assert len(losses(run.out)) == 5
+        assert rows(run.out / "validation.csv") == []
+    assert finish(start(run_train, run, True)) == 0
+    assert losses(run.out) == losses(whole.out)
+    assert rows(run.out / "validation.csv") == rows(whole.out / "validation.csv")
+    for name in ("latest.pt", "best.pt"):
+        ours, theirs = (torch.load(one.out / name, weights_only=True)["network"] for one in (run, whole))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_one_process_told_stops_the_validation_of_all(config, tmp_path):
+    run = config()
+    processes = start_ranks(2, signal_in_validation, run, False, tmp_path / "judged", 1)
+    assert [finish(process) for process in processes] == [0, 0]
+    assert (tmp_path / "judged.1").read_text() == "x"
+    assert torch.load(run.out / "latest.pt", weights_only=True)["training"]["step"] == 5
+    assert rows(run.out / "validation.csv") == []
 
 
 def stop_twice(pause, said):

@@ -56,6 +56,62 @@ def test_norms_that_cannot_follow_are_told(command):
     assert "note: " not in command("--resume", "--set", "training.steps=3", "--set", "optimizer.norm_momentum=0.5")[2]
 
 
+def fine_tuned(command, tmp_path, *sets):
+    """What a run of one step that starts from the best network of another one said, and its last network."""
+    assert command("--set", "training.steps=6")[0] == 0
+    start = tmp_path / "run" / "best.pt"
+    sets = (f"model.weights={start}", "training.steps=1", "optimizer.lr=1e-30", *sets)
+    out = tmp_path / "second"
+    result = command("--out", str(out), *(word for change in sets for word in ("--set", change)))
+    latest = out / "latest.pt"
+    networks = [torch.load(path, weights_only=True)["network"] for path in (start, latest) if path.exists()]
+    return *result, *networks
+
+
+def test_a_run_starts_from_the_network_of_another(command, tmp_path):
+    status, _, error, before, after = fine_tuned(command, tmp_path, "model.num_iters=5")
+    assert status == 0
+    assert "not loaded" not in error
+    # the rate is as good as none
+    learnt = [key for key in before if key.endswith(("weight", "bias"))]
+    assert all(torch.equal(after[key], before[key]) for key in learnt)
+    assert torch.load(tmp_path / "second" / "latest.pt", weights_only=True)["model"]["num_iters"] == 5
+    # the file is needed once only
+    (tmp_path / "run" / "best.pt").unlink()
+    again = ("--out", str(tmp_path / "second"), "--set", "training.steps=1", "--set", "optimizer.lr=1e-30")
+    assert command(*again, "--set", "model.num_iters=5", "--resume")[0] == 0
+
+
+def test_other_classes_and_bases_are_left_out_when_asked(command, tmp_path):
+    other = ("data.options.classes=[a, b, c, d]", "model.num_bases=6")
+    status, _, error, _ = fine_tuned(command, tmp_path, *other)
+    assert status == 2
+    assert (
+        "best.pt does not fit the EMANet; of another shape: unit.attention.bases [1, 16, 4] (expected [1, 16, 6])"
+        in error
+    )
+    assert error.splitlines()[-1].endswith("model.skip_unfitting=true leaves these out")
+    torch.manual_seed(0)
+    for name in (tmp_path / "run").glob("*.pt"):
+        name.unlink()
+    status, _, error, before, after = fine_tuned(command, tmp_path, *other, "model.skip_unfitting=true")
+    assert status == 0
+    left_out = ["unit.attention.bases", "classifier.weight", "classifier.bias"]
+    shapes = ", ".join(f"{key} {list(before[key].shape)} (expected {list(after[key].shape)})" for key in left_out)
+    note = f"note: not loaded from {tmp_path / 'run' / 'best.pt'}; of another shape: {shapes}"
+    assert note in error.splitlines()
+    learnt = [key for key in before if key.endswith(("weight", "bias")) and key not in left_out]
+    assert len(learnt) > 10
+    assert all(torch.equal(after[key], before[key]) for key in learnt)
+
+
+def test_a_file_of_which_nothing_fits(command, tmp_path):
+    sets = ("model.channels=24", "model.backbone=resnet50", "model.output_stride=8", "model.skip_unfitting=true")
+    status, _, error, _ = fine_tuned(command, tmp_path, *sets, "data.options.classes=[a, b]")
+    assert status == 2
+    assert "best.pt has nothing that fits the network: missing: backbone.stem.0.weight" in error
+
+
 def test_out_and_resume(command, tmp_path):
     out = tmp_path / "elsewhere"
     assert command("--out", str(out))[0] == 0
@@ -89,12 +145,19 @@ def test_mistakes_end_with_one_line_and_status_2(command, tmp_path, options, mes
     assert not (tmp_path / "run" / "log.csv").exists()
 
 
-def test_a_step_without_memory_ends_with_one_line(command, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "no_memory",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. Error code 12"),
+    ],
+)
+def test_a_step_without_memory_ends_with_one_line(command, tmp_path, monkeypatch, no_memory):
     take = TrainingStep.__call__
 
     def full(training, batch, step):
         if step == 5:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            raise no_memory
         return take(training, batch, step)
 
     monkeypatch.setattr(TrainingStep, "__call__", full)
