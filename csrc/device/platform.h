@@ -26,6 +26,16 @@ EMA_DEVICE void wait_for_predecessors() {
 #endif
 }
 
+// Lets the launches of a kernel ask for as much shared memory as the device has, whatever this one needs: two threads that
+// launch it with different sizes do not undo each other's.
+inline cudaError_t allow_shared_memory(const void* kernel) {
+  int device = 0, most = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  return error;
+}
+
 // Launches `kernel` in clusters of `cluster` neighbouring blocks, all of whose blocks run at the same time, and with
 // `cooperative` all blocks of the grid do. Returns the error of the launch alone; an error is also taken off the runtime's
 // record, so that nobody else trips over it later.
@@ -35,8 +45,7 @@ cudaError_t launch_clusters(void (*kernel)(P...), dim3 grid, dim3 block, int clu
   constexpr int without_asking = 48 << 10, portable_cluster = 8;
   const void* function = reinterpret_cast<const void*>(kernel);
   cudaError_t error = cudaSuccess;
-  if (shared_bytes > without_asking)
-    error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (shared_bytes > without_asking) error = allow_shared_memory(function);
   if (error == cudaSuccess && cluster > portable_cluster)
     error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error == cudaSuccess) {

@@ -50,6 +50,7 @@ class LoopEStep {
         for (int other = 1; other < 4; other *= 2) mass[half] += __shfl_xor_sync(~0u, mass[half], other);
         if (column_ == 0) block_.masses[row_ + 8 * half] = mass[half];
       }
+      if (is_last) fence_copies_of_memory();  // the reconstruction copies the stored responsibilities
       __syncwarp();
       meet_cluster();
     }

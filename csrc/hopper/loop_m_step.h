@@ -32,10 +32,10 @@ class LoopMStep {
       fence_copies();
       meet_cluster();
       LoopSums<Shape>(block_, args_, half_ * 4 + warp() % 4).run(t);
-      fence_copies();  // the sums were read and the bases written before the copies that follow
+      fence_copies_of_memory();  // the bases were written before the copies that follow
       meet(BOTH_HALVES_MEET, 256);
       if (leads_) {
-        fence_copies();
+        fence_copies_of_memory();
         load_bases(maps_.rows, 0, blockIdx.x / args_.plan.cluster);
       }
       __syncwarp();

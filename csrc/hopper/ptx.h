@@ -38,8 +38,11 @@ struct Barrier {
 EMA_DEVICE void init_barrier(Barrier* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
-// After init_barrier by the same thread, before the block or the cluster meets: others may use them from then on.
-EMA_DEVICE void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// After init_barrier by the same thread, before the block or the cluster meets: others may use them from then on, and
+// copies of the same thread at once.
+EMA_DEVICE void publish_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
+}
 
 EMA_DEVICE void arrive(Barrier* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
@@ -55,14 +58,31 @@ EMA_DEVICE bool has_ended(Barrier* barrier, uint32_t parity) {
                : "=r"(ended) : "r"(shared_address(barrier)), "r"(parity) : "memory");
   return ended != 0;
 }
-// With EMA_OPS_TRAP a wait that does not end becomes an error of the launch.
-EMA_DEVICE void wait(Barrier* barrier, uint32_t parity) {
+// How long a wait has lasted since this was made. With EMA_OPS_TRAP two seconds end in an error of the launch: not a number
+// of tries, for the hardware holds a thread as long as it likes before it answers; and by a write to nowhere, for with
+// __trap the compiler shares the registers of warpgroups out in another way than without.
+class Patience {
+ public:
 #ifdef EMA_OPS_TRAP
-  for (int tries = 0; !has_ended(barrier, parity); ++tries)
-    if (tries > 1 << 22) __trap();
+  EMA_DEVICE void check() const {
+    if (nanoseconds() - begin_ > 2000000000u) asm volatile("st.global.u32 [%0], %1;" ::"l"(0ull), "r"(0) : "memory");
+  }
+
+ private:
+  EMA_DEVICE static uint32_t nanoseconds() {
+    uint32_t now;
+    asm volatile("mov.u32 %0, %%globaltimer_lo;" : "=r"(now));
+    return now;
+  }
+  uint32_t begin_ = nanoseconds();
 #else
-  while (!has_ended(barrier, parity)) {}
+  EMA_DEVICE void check() const {}
 #endif
+};
+
+EMA_DEVICE void wait(Barrier* barrier, uint32_t parity) {
+  const Patience patience;
+  while (!has_ended(barrier, parity)) patience.check();
 }
 
 // `threads` of the block meet; barrier 0 is __syncthreads.
@@ -115,9 +135,11 @@ EMA_DEVICE void wait_for_stores() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// What this thread read and wrote comes before copies of boxes and products that are started after it (by another thread:
-// after a barrier that follows).
-EMA_DEVICE void fence_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
+// What this thread read and wrote in shared memory comes before copies of boxes and products that are started after it
+// (by another thread: after a barrier that follows).
+EMA_DEVICE void fence_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// The same of what it wrote to memory, before copies that read it there. As slow as a fence of the whole GPU.
+EMA_DEVICE void fence_copies_of_memory() { asm volatile("fence.proxy.async;" ::: "memory"); }
 
 // Where an operand of a product lies in shared memory. With its inner dimension in the lines, `step` is the distance of
 // 8 lines (1024) and `leap` unused. TRANSPOSED (64 rows or columns of the operand in each line, a line for each of the
@@ -227,11 +249,9 @@ EMA_DEVICE void count_up(unsigned* number) {
 }
 EMA_DEVICE void wait_for_count(const unsigned* number, unsigned target) {
   unsigned value;
-  [[maybe_unused]] int tries = 0;
+  const Patience patience;
   do {
-#ifdef EMA_OPS_TRAP
-    if (++tries > 1 << 24) __trap();
-#endif
+    patience.check();
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(__cvta_generic_to_global(number)) : "memory");
   } while (value < target);
 }

@@ -102,6 +102,7 @@ inline void wait_for_stores() {
   simt::wait_for_stores(PENDING, true);
 }
 inline void fence_copies() {}
+inline void fence_copies_of_memory() {}
 
 using Operand = simt::SharedMatrix;
 inline Operand make_operand(const void* shared, int leap, int step, int line = 128) {
