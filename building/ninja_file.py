@@ -46,10 +46,11 @@ def _compile_device(choice: Choice, threads: int) -> list[str]:
     """With the compiler's report; the code is compressed, which makes it four times smaller."""
     gencode = [word for architecture in choice.architectures for word in ("-gencode", architecture.gencode)]
     report = ["-Xptxas", "-v", "-Xfatbin", "-compress-all", "--threads", str(threads)]
-    return [*_compile(choice), *report, *gencode, *choice.options.nvcc_flags]
+    return [*_compile(choice), "-O3", *report, *gencode, *choice.options.nvcc_flags]
 
 
 def _compile_host(choice: Choice, include_folders: Sequence[Path]) -> list[str]:
+    """What only plans and passes on; the binding of Python takes most of its time to be optimised."""
     assert choice.toolkit is not None
     names = " ".join(a.name for a in choice.architectures)
     ptx_names = " ".join(a.name for a in choice.architectures if a.ptx)
@@ -60,6 +61,7 @@ def _compile_host(choice: Choice, include_folders: Sequence[Path]) -> list[str]:
     }
     return [
         *_compile(choice),
+        "-O1",
         "-Xcompiler=-Wall",
         *(f'-D{name}="{value}"' for name, value in definitions.items()),
         *(word for folder in include_folders for word in ("-isystem", str(folder))),
@@ -72,7 +74,7 @@ def _compile(choice: Choice) -> list[str]:
     assert choice.toolkit is not None
     packages = choice.toolkit.packages
     headers = ["-isystem", str(packages / "include")] if packages is not None else []
-    return [str(choice.toolkit.nvcc), "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Icsrc", *headers]
+    return [str(choice.toolkit.nvcc), "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Icsrc", *headers]
 
 
 def _link(choice: Choice, folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -137,6 +138,33 @@ def test_tf32_follows_pytorch():
             assert cuda.tf32_allowed() == (precision == "tf32")
     finally:
         matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(("index", "entered"), [(1, []), (0, ["enter 0", "exit 0"])])
+def test_the_device_of_a_call_is_current_and_the_caller_s_comes_back(monkeypatch, index, entered):
+    seen = []
+
+    @contextmanager
+    def guard(number):
+        seen.append(f"enter {number}")
+        try:
+            yield
+        finally:
+            seen.append(f"exit {number}")
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", guard)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda number: SimpleNamespace(cuda_stream=100 + number))
+
+    def launch():
+        with CudaBackend(CORE).current(torch.device("cuda", index)) as (number, stream):
+            assert (number, stream) == (index, 100 + index)
+            assert seen == entered[:1]
+            raise RuntimeError("the launch failed")
+
+    with pytest.raises(RuntimeError, match="the launch failed"):
+        launch()
+    assert seen == entered
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -97,9 +97,10 @@ class CudaBackend(ComposedFolding):
 
     @contextmanager
     def current(self, device: torch.device) -> Iterator[tuple[int, int]]:
-        """Makes `device` the current one; gives its number and its current stream."""
-        with torch.cuda.device(device):
-            yield torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream
+        """Makes `device` the current one unless it is already; gives its number and its current stream."""
+        index = device.index
+        with nullcontext() if torch.cuda.current_device() == index else torch.cuda.device(index):
+            yield index, torch.cuda.current_stream(index).cuda_stream
 
     def em_forward(self, problem, x, bases, weight):
         x = in_order(problem, x)
