@@ -80,10 +80,9 @@ bool fuse(EStepPlan& plan, const Problem& problem, int chunks, int row_bytes, co
 bool use_boxes(EStepPlan& plan, const Problem& problem, const EStepWork& work, const Device& device) {
   if (!for_hopper(problem, device) || problem.channels > hopper::E_STEP_CHANNELS || work.has_sums || work.has_values)
     return false;
-  const int positions = hopper::stage_positions(problem.positions_fastest);
-  const int stage_bytes = hopper::stage_bytes(hopper::compiled_channels(problem.channels), positions);
-  static_assert((HOPPER_SHARED_MEMORY - hopper::E_STEP_BYTES) /
-                    hopper::stage_bytes(hopper::E_STEP_CHANNELS, hopper::stage_positions(true)) >=
+  const int positions = hopper::TILE_POSITIONS;
+  const int stage_bytes = hopper::stage_bytes(hopper::compiled_channels(problem.channels));
+  static_assert((HOPPER_SHARED_MEMORY - hopper::E_STEP_BYTES) / hopper::stage_bytes(hopper::E_STEP_CHANNELS) >=
                 hopper::E_STEP_MIN_STAGES);
   plan.hopper = true;
   plan.fused = work.m_step;

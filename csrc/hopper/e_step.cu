@@ -45,60 +45,57 @@ EMA_DEVICE void respond(const EStepBlock<V>& block, const TensorMap& z_map) {
   int previous = -1;
   for (int i = 0; i < block.count; ++i, turn.advance(args.stages)) {
     wait(block.x_full + turn.slot, turn.parity);
-#pragma unroll 1
-    for (int unit = 0; unit < block.POSITIONS / UNIT; ++unit) {
-      const int position = block.position(i) + unit * UNIT;
-      float weight = 0;
-      if (thread < UNIT)  // 0 beyond the last position, which has features 0 and some responsibilities all the same
-        weight = weight_unit * position_weight(io.weight, block.image, args.heads, position + thread, args.positions);
-      float z[UNIT / 2];
+    const int position = block.position(i);
+    float weight = 0;
+    // 0 beyond the last position, which has features 0 and some responsibilities all the same
+    if (thread < TILE_POSITIONS)
+      weight = weight_unit * position_weight(io.weight, block.image, args.heads, position + thread, args.positions);
+    float z[TILE_POSITIONS / 2];
 #pragma unroll
-      for (int e = 0; e < UNIT / 2; ++e) z[e] = block.bias[base + e / 2 % 2 * 8];
-      begin_products();
-      block.stage(turn.slot).add_logits(z, rows, unit);
-      commit_products();
-      wait_for_products<0>();
-      settle(z);
-      if (previous >= 0) hand_over(previous);
-      previous = turn.slot;
-      if (thread == 0) wait_for_reads<0>();
+    for (int e = 0; e < TILE_POSITIONS / 2; ++e) z[e] = block.bias[base + e / 2 % 2 * 8];
+    begin_products();
+    block.stage(turn.slot).add_rows(z, rows);
+    commit_products();
+    wait_for_products<0>();
+    settle(z);
+    if (previous >= 0) hand_over(previous);
+    previous = turn.slot;
+    if (thread == 0) wait_for_reads<0>();
 
-      float values[8];
+    float values[8];
 #pragma unroll
-      for (int c = 0; c < 8; ++c) values[c] = fmaxf(z[at(c)], z[at(c) + 2]);
-      share_positions(values, block.maxima, larger);
+    for (int c = 0; c < 8; ++c) values[c] = fmaxf(z[at(c)], z[at(c) + 2]);
+    share_positions(values, block.maxima, larger);
+    meet(1, GROUP);
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      const float maximum = shared_position(block.maxima, c, larger);
+      z[at(c)] = real[0] ? Math::exponential(z[at(c)] - maximum) : 0.f;
+      z[at(c) + 2] = real[1] ? Math::exponential(z[at(c) + 2] - maximum) : 0.f;
+      values[c] = z[at(c)] + z[at(c) + 2];
+    }
+    share_positions(values, block.totals, added);
+    if (thread < TILE_POSITIONS) block.weights[thread] = weight;
+    meet(1, GROUP);
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      const float factor = RESPONSIBILITY_SCALE * reciprocal_approximate(shared_position(block.totals, c, added));
+      z[at(c)] *= factor, z[at(c) + 2] *= factor;
+    }
+    if (io.responsibilities != nullptr) store_positions<Math>(z, Tile<uint16_t, 64>{block.stored});
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      const float factor = block.weights[position_of(c)];
+      masses[0] += z[at(c)] *= factor;
+      masses[1] += z[at(c) + 2] *= factor;
+    }
+    if (io.sums != nullptr) store_positions<Math>(z, Tile<uint16_t, 64>{block.z + turn.slot * block.Z_BYTES});
+    fence_copies();
+    if (io.responsibilities != nullptr) {
       meet(1, GROUP);
-#pragma unroll
-      for (int c = 0; c < 8; ++c) {
-        const float maximum = shared_position(block.maxima, c, larger);
-        z[at(c)] = real[0] ? Math::exponential(z[at(c)] - maximum) : 0.f;
-        z[at(c) + 2] = real[1] ? Math::exponential(z[at(c) + 2] - maximum) : 0.f;
-        values[c] = z[at(c)] + z[at(c) + 2];
-      }
-      share_positions(values, block.totals, added);
-      if (thread < UNIT) block.weights[thread] = weight;
-      meet(1, GROUP);
-#pragma unroll
-      for (int c = 0; c < 8; ++c) {
-        const float factor = RESPONSIBILITY_SCALE * reciprocal_approximate(shared_position(block.totals, c, added));
-        z[at(c)] *= factor, z[at(c) + 2] *= factor;
-      }
-      if (io.responsibilities != nullptr) store_positions<Math>(z, Tile<uint16_t, 64>{block.stored});
-#pragma unroll
-      for (int c = 0; c < 8; ++c) {
-        const float factor = block.weights[position_of(c)];
-        masses[0] += z[at(c)] *= factor;
-        masses[1] += z[at(c) + 2] *= factor;
-      }
-      if (io.sums != nullptr)
-        store_positions<Math>(z, Tile<uint16_t, 64>{block.z + turn.slot * block.Z_BYTES + unit * UNIT * 128});
-      fence_copies();
-      if (io.responsibilities != nullptr) {
-        meet(1, GROUP);
-        if (thread == 0) {
-          store_box(z_map, block.stored, 0, position, block.head, block.batch);
-          commit_stores();
-        }
+      if (thread == 0) {
+        store_box(z_map, block.stored, 0, position, block.head, block.batch);
+        commit_stores();
       }
     }
   }
@@ -184,37 +181,20 @@ __global__ void __launch_bounds__(V::THREADS, 1)
 #endif
 }
 
-// Calls `run` with the variant of the problem.
-template <class Math, class Run>
-cudaError_t with_channels(const Problem& problem, Run run) {
-  auto in_order = [&](auto channels) {
-    constexpr int CHANNELS = decltype(channels)::value;
-    return problem.positions_fastest ? run(EStepVariant<Math, CHANNELS, true>{})
-                                     : run(EStepVariant<Math, CHANNELS, false>{});
-  };
-  switch (compiled_channels(problem.channels)) {
-    case 64: return in_order(std::integral_constant<int, 64>{});
-    case 128: return in_order(std::integral_constant<int, 128>{});
-    case 256: return in_order(std::integral_constant<int, 256>{});
-    default: return in_order(std::integral_constant<int, 512>{});
-  }
-}
-
 }  // namespace
 
 cudaError_t e_step(const Problem& problem, const EStepPlan& plan, const EStep& io, cudaStream_t stream) {
   const EStepArgs args{io, plan.splits, plan.feature_slots, problem.heads, problem.positions, problem.num_bases};
   const dim3 grid(problem.images() * plan.splits);
-  auto run = [&](auto variant) {
-    using V = decltype(variant);
+  return with_kind(problem, problem.channels, [&](auto kind) {
+    using V = EStepVariant<decltype(kind)>;
     TensorMap x_map{}, z_map{};
-    cudaError_t error = make_tensor_map(&x_map, as_matrices(problem, io.x), V::POSITIONS_FASTEST ? 64 : UNIT);
+    cudaError_t error = make_tile_map(&x_map, problem, io.x);
     if (error == cudaSuccess && io.responsibilities != nullptr)
-      error = make_tensor_map(&z_map, as_matrices(problem, io.responsibilities, problem.positions, 64), UNIT);
+      error = make_tensor_map(&z_map, as_matrices(problem, io.responsibilities, problem.positions, 64), TILE_POSITIONS);
     if (error != cudaSuccess) return error;
     return launch(e_step_kernel<V>, grid, dim3(V::THREADS), plan.shared_memory, stream, x_map, z_map, args);
-  };
-  return with_half_math(problem, [&](auto math) { return with_channels<decltype(math)>(problem, run); });
+  });
 }
 
 }  // namespace ema::hopper

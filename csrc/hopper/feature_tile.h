@@ -7,8 +7,6 @@
 
 namespace ema::hopper {
 
-constexpr int TILE_POSITIONS = 32;
-
 // What the kernels that read features are compiled for.
 template <class Math_, int CHANNELS_, bool POSITIONS_FASTEST_>
 struct FeatureKind {
@@ -61,12 +59,18 @@ struct FeatureTile {
   // d = rows features^T, [64 bases, 32 positions]; rows in boxes [64 bases][64 channels].
   EMA_DEVICE void multiply_rows(float (&d)[TILE_POSITIONS / 2], const unsigned char* rows) const {
     // the operands of all steps are computed for every tile: kept from tile to tile they would not fit the registers
-    const Operand left = make_operand(rows + opaque(0), 0, 1024), right = make_operand(memory, 0, 8 * LINE, LINE);
+    const Operand left = make_operand(rows + opaque(0), 0, 1024);
 #pragma unroll
     for (int k = 0; k < CHANNELS / 16; ++k)
       multiply_group<DTYPE, TILE_POSITIONS, false, POSITIONS_FASTEST>(
-          d, moved(left, k / 4 * ROWS_BOX_BYTES + k % 4 * 32),
-          moved(right, POSITIONS_FASTEST ? k * 16 * LINE : k / 4 * BOX_BYTES + k % 4 * 32), k > 0);
+          d, moved(left, k / 4 * ROWS_BOX_BYTES + k % 4 * 32), step(k), k > 0);
+  }
+
+  // d += rows features^T, rows in registers.
+  EMA_DEVICE void add_rows(float (&d)[TILE_POSITIONS / 2], const uint32_t (&rows)[CHANNELS / 16][4]) const {
+#pragma unroll
+    for (int k = 0; k < CHANNELS / 16; ++k)
+      multiply_group<DTYPE, TILE_POSITIONS, POSITIONS_FASTEST>(d, rows[k], step(k), true);
   }
 
   // sums += bases^T features, of the channels from those of `box` on; bases [32 positions][64 bases].
@@ -78,6 +82,13 @@ struct FeatureTile {
     for (int k = 0; k < TILE_POSITIONS / 16; ++k)
       multiply_group<DTYPE, COLUMNS, true, !POSITIONS_FASTEST>(
           sums, moved(left, 2048 * k), moved(right, POSITIONS_FASTEST ? 32 * k : 2048 * k), true);
+  }
+
+ private:
+  // 16 channels of all positions.
+  EMA_DEVICE Operand step(int k) const {
+    return moved(make_operand(memory, 0, 8 * LINE, LINE),
+                 POSITIONS_FASTEST ? k * 16 * LINE : k / 4 * BOX_BYTES + k % 4 * 32);
   }
 };
 #endif

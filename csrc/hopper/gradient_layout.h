@@ -7,7 +7,7 @@ namespace ema::hopper {
 // Of e_step_gradient: for each of two warpgroups a tile of gradients and one of responsibilities, numbers, barriers; then
 // rows of bases that stay, and stages of features.
 struct GradientLayout {
-  static constexpr int POSITIONS = 32, GROUPS = 2, MAX_STAGES = 8, TILE_BYTES = POSITIONS * 128;
+  static constexpr int POSITIONS = TILE_POSITIONS, GROUPS = 2, MAX_STAGES = 8, TILE_BYTES = POSITIONS * 128;
   static constexpr int PRODUCTS_BYTES = POSITIONS * 64 * 4;  // that come from the reconstruction, in memory
   // numbers of a group: three sums over the bases, weights of two tiles, masses
   static constexpr int STATISTICS = 4 * POSITIONS, WEIGHTS = 2 * POSITIONS, MASSES = 64;

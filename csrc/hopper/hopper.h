@@ -20,15 +20,14 @@ constexpr int E_STEP_CHANNELS = 512;
 EMA_HOST_DEVICE constexpr int compiled_channels(int channels) {
   return channels <= 64 ? 64 : channels <= 128 ? 128 : channels <= 256 ? 256 : E_STEP_CHANNELS;
 }
-// Positions of a stage of features: boxes are 64 numbers wide, of channels, or of positions when those are fastest.
-EMA_HOST_DEVICE constexpr int stage_positions(bool positions_fastest) { return positions_fastest ? 64 : 32; }
+constexpr int TILE_POSITIONS = 32;  // of a tile of features
 // Shared memory of a stage, features and responsibilities, and what there is besides. The M-step of a stage ends after
 // that of the next began, and that waits for the E-step of one more: 3 stages are the least.
-EMA_HOST_DEVICE constexpr int stage_bytes(int channels, int positions) { return positions * (2 * channels + 128); }
-constexpr int E_STEP_UNIT = 32, E_STEP_MIN_STAGES = 3, E_STEP_MAX_STAGES = 8;
-constexpr int E_STEP_BYTES = E_STEP_UNIT * 128               // responsibilities of a unit that are being stored
-                             + E_STEP_UNIT * 9 * 4 + 64 * 4  // statistics of a softmax, weights, the bias
-                             + E_STEP_MAX_STAGES * 2 * 8;    // barriers
+EMA_HOST_DEVICE constexpr int stage_bytes(int channels) { return TILE_POSITIONS * (2 * channels + 128); }
+constexpr int E_STEP_MIN_STAGES = 3, E_STEP_MAX_STAGES = 8;
+constexpr int E_STEP_BYTES = TILE_POSITIONS * 128               // responsibilities that are being stored
+                             + TILE_POSITIONS * 9 * 4 + 64 * 4  // statistics of a softmax, weights, the bias
+                             + E_STEP_MAX_STAGES * 2 * 8;       // barriers
 
 cudaError_t e_step(const Problem&, const EStepPlan& plan, const EStep&, cudaStream_t stream);
 cudaError_t e_step_gradient(const Problem&, const EStepPlan& plan, const EStepGradient&, cudaStream_t stream);

@@ -264,12 +264,11 @@ def test_e_steps_on_hopper_keep_the_limits(core, channels, positions_fastest):
     problem = paper(core, channels=channels, boxed=True, positions_fastest=positions_fastest)
     plan = core.plan(problem, core.Device(132, 227 * KIB, True))
     compiled = next(count for count in (64, 128, 256, 512) if channels <= count)
-    positions = 64 if positions_fastest else 32
     for found in (plan.iteration, plan.e_step):
-        stages = found.feature_slots * positions * (2 * compiled + 128)
+        stages = found.feature_slots * 32 * (2 * compiled + 128)
         assert found.shared_memory == stages + 32 * 128 + 32 * 9 * 4 + 64 * 4 + 128 <= 227 * KIB
-        assert 3 <= found.feature_slots <= 8
-        assert 1 <= found.splits <= -(-(65**2) // positions)
+        assert 6 <= found.feature_slots <= 8
+        assert 1 <= found.splits <= -(-(65**2) // 32)
     assert plan.iteration.fused
     assert not plan.e_step.fused
     # every picture of the batch fills its share of the multiprocessors, with few slots

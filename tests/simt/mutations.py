@@ -22,7 +22,7 @@ HOPPER_GRADIENT, HOPPER_VALUES = "hopper/e_step_gradient.cu", "hopper/reconstruc
 TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_block.h", "device/pipeline.h"
 HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_step.cu", "hopper/ring.h"
 HOPPER_E_STEP, HOPPER_TAIL = "hopper/e_step.cu", "hopper/unit_tail.cu"
-HOPPER_E_STEP_BLOCK, FEATURE_TILE = "hopper/e_step_block.h", "hopper/feature_tile.h"
+FEATURE_TILE = "hopper/feature_tile.h"
 LOOP_E_STEP, LOOP_M_STEP, LOOP_SUMS = "hopper/loop_e_step.h", "hopper/loop_m_step.h", "hopper/loop_sums.h"
 LONG_LOOP, SHARED_IMAGES = ("loop fp16, more tiles than stages",), ("loop, clusters of one image",)
 WAIT, WAIT_FOR_TOO_FEW = "copy_async_wait(next - 1 - i);", "copy_async_wait(next - i);"
@@ -115,23 +115,16 @@ OTHERS = [
     Mutation(
         "Hopper's E-step: maxima are read before all are there",
         HOPPER_E_STEP,
-        "block.maxima, larger);\n      meet(1, GROUP);",
+        "block.maxima, larger);\n    meet(1, GROUP);",
         "block.maxima, larger);",
         ("Hopper",),
     ),
     Mutation(
-        "Hopper's E-step: the next 16 positions of the M-step",
-        HOPPER_E_STEP_BLOCK,
-        "sums, moved(z, k * 2048)",
-        "sums, moved(z, k * 1024)",
+        "Hopper's features: the next 16 positions of the M-step",
+        FEATURE_TILE,
+        "sums, moved(left, 2048 * k)",
+        "sums, moved(left, 1024 * k)",
         ("Hopper",),
-    ),
-    Mutation(
-        "Hopper's E-step: the second half of a stage",
-        HOPPER_E_STEP_BLOCK,
-        "make_operand(memory + unit * 64, 0, 1024)",
-        "make_operand(memory + unit * 32, 0, 1024)",
-        ("Hopper fp16 image",),
     ),
     Mutation(
         "Hopper's E-step: a stage is filled while it is multiplied",
@@ -157,7 +150,7 @@ OTHERS = [
     Mutation(
         "Hopper's E-step: stored before all are written",
         HOPPER_E_STEP,
-        "meet(1, GROUP);\n        if (thread == 0) {",
+        "meet(1, GROUP);\n      if (thread == 0) {",
         "if (thread == 0) {",
         ("Hopper",),
     ),
@@ -420,14 +413,14 @@ OTHERS = [
         SHARED_IMAGES,
     ),
     Mutation(
-        "Hopper's gradient: positions of a line that products read twice",
+        "Hopper's features: positions of a line that products read twice",
         FEATURE_TILE,
         "POSITIONS_FASTEST ? 32 * k : 2048 * k",
         "POSITIONS_FASTEST ? 0 : 2048 * k",
         ("Hopper image, all channels",),
     ),
     Mutation(
-        "Hopper's gradient: channels of lines that products leave out",
+        "Hopper's features: channels of lines that products leave out",
         FEATURE_TILE,
         "POSITIONS_FASTEST ? k * 16 * LINE",
         "POSITIONS_FASTEST ? k * 8 * LINE",
