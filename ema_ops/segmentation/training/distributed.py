@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,6 +108,9 @@ def world(device: str | None = None, *, timeout: timedelta | None = None) -> Ite
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield World(0, 1, place)
         return
+    # imported later, as by DDP, it would keep the group until the interpreter ends, when gloo's threads no longer get
+    # the lock that they need to end
+    importlib.import_module("torch.distributed.nn.functional")
     try:
         if place.type == "cuda":
             torch.cuda.set_device(place)
@@ -119,8 +123,8 @@ def world(device: str | None = None, *, timeout: timedelta | None = None) -> Ite
         if "closed by peer" in str(error) or "reset by peer" in str(error):
             raise OSError("stopped, because another process is gone; its message says why") from error
         raise
-    # gloo's threads need Python's lock to let go of their last work, and its end, which holds the lock, waits for them
-    time.sleep(0.1)
+    # what the block left goes first: a group ends with its last owner, and some owners end it holding the lock
+    gc.collect()
     # not after an error: this would wait for processes that still wait for this one
     dist.destroy_process_group()
 

@@ -1,8 +1,12 @@
 """Processes that share a batch take the same steps as one process that has it all."""
 
 import os
+import socket
+import subprocess
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,6 +130,46 @@ def test_a_whole_run_in_two_processes(data, tmp_path):
     assert judged[0] == pytest.approx(judged[1], abs=0.02)
     assert {path.name for path in one.out.iterdir()} == {path.name for path in two.out.iterdir()}
     assert train(two, resume=True).step == 12
+
+
+ENDED = """
+import sys
+from pathlib import Path
+from ema_ops.cli import main
+
+def gloo():
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    return [name for name in names if "gloo" in name]
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.exit(f"still there: {gloo()}" if gloo() else status)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for threads in /proc")
+def test_threads_of_the_group_end_with_the_run(config, tmp_path):
+    """At the end of the interpreter it may be too late for them; an interpreter that is fresh has imported nothing."""
+    run = config("training.steps=2")
+    (tmp_path / "ended.py").write_text(ENDED)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    common["PYTHONPATH"] = str(Path(__file__).parents[3])
+    words = [sys.executable, tmp_path / "ended.py", "train", "--config", run.out.with_suffix(".yaml")]
+    processes = [
+        subprocess.Popen(
+            [*words, "--set", "training.steps=2"],
+            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
 
 
 def test_more_processes_than_pictures_to_validate(config, data, tmp_path):
