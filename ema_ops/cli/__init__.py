@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the system ends a process that reads pictures where memory runs out, and PyTorch tells it anywhere
         if not (isinstance(error, MemoryError) or str(error).startswith("DataLoader worker")):
             raise
-        tell_error(f"ema-ops {args.command}: {str(error) or 'no memory'}: expected more memory, or fewer workers")
+        reason = str(error).strip(" .") or "no memory"
+        tell_error(f"ema-ops {args.command}: {reason}: expected more memory, or fewer workers")
         return 2
     except KeyboardInterrupt:
         if is_first():

@@ -21,8 +21,8 @@ def waited(monkeypatch):
         (MemoryError(), "no memory: expected more memory"),
         (MemoryError("Unable to allocate 9 GiB"), "Unable to allocate 9 GiB: expected more memory"),
         (
-            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
-            "is killed by signal: Killed.: expected",
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "is killed by signal: Killed: expected",
         ),
     ],
 )

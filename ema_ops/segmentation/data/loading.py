@@ -91,7 +91,7 @@ def training_batches(
     low, high = scales
     augmentation = Augmentation((height, width), (low, high), flip, scale_step, max_class_share, distort_colours)
     plan = _plan(len(dataset), batch=batch, seed=seed, start=start, rank=rank, world_size=world_size)
-    return in_order(_Crops(dataset, augmentation, seed), plan, workers=workers)
+    return in_order(_Crops(dataset, augmentation, seed), plan, workers=workers, pinned=True)
 
 
 def evaluation_samples(

@@ -17,9 +17,8 @@ def normalize(image: Tensor) -> Tensor:
 
 def normalize_(image: Tensor) -> Tensor:
     """`normalize` in place; returns `image`."""
-    # made on the CPU and sent without waiting: the device may still be busy with the pictures before
-    mean, std = (
-        torch.tensor(values, dtype=image.dtype)[:, None, None].to(image.device, non_blocking=True)
-        for values in (MEAN, STD)
-    )
+    constants = torch.tensor((MEAN, STD), dtype=image.dtype)
+    # a GPU may still be busy with the pictures before, and only pinned memory is sent without waiting for it
+    constants = constants.pin_memory() if image.is_cuda else constants
+    mean, std = constants.to(image.device, non_blocking=True)[:, :, None, None]
     return image.sub_(mean).div_(std)

@@ -33,10 +33,12 @@ class _Tasks(Dataset[Any], Generic[Key, Value]):
             return _Failure(error)
 
 
-def in_order(task: Callable[[Key], Value], keys: Iterable[Key], *, workers: int) -> Iterator[Value]:
+def in_order(
+    task: Callable[[Key], Value], keys: Iterable[Key], *, workers: int, pinned: bool = False
+) -> Iterator[Value]:
     """`task(key)` for each of `keys`, which may be endless, in their order; done ahead by `workers` processes, if any.
 
-    The tensors lie in pinned memory where there is a GPU. Raises what `task` raises.
+    With `pinned` the tensors lie in pinned memory where there is a GPU. Raises what `task` raises.
     """
     loader = DataLoader(
         _Tasks(task),
@@ -44,7 +46,7 @@ def in_order(task: Callable[[Key], Value], keys: Iterable[Key], *, workers: int)
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned and torch.cuda.is_available(),
         # one of its own: the loader draws a seed for its workers, which must not move the global random state
         generator=torch.Generator(),
     )

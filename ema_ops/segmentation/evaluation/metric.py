@@ -61,7 +61,8 @@ class Scores:
 class ConfusionCounter:
     """Counts (label, prediction) pairs on `device`, over all ranks when `torch.distributed` is initialised.
 
-    Pairs are gathered and counted `PIXELS` at a time, for counting makes the CPU wait for the device.
+    Pairs are gathered and counted `PIXELS` at a time, for counting makes the CPU wait for the device. It waits for
+    these pairs only, in a stream of their own, and when the device has been given the batch after them.
     """
 
     PIXELS = 2**22
@@ -70,6 +71,7 @@ class ConfusionCounter:
         self._metric = MulticlassConfusionMatrix(
             num_classes, ignore_index=IGNORE, validate_args=False, sync_on_compute=False
         ).to(device)
+        self._beside = _Beside(device)
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._pixels = 0
 
@@ -78,10 +80,11 @@ class ConfusionCounter:
 
         Raises ValueError, now or in a later call, for `IGNORE` in the predictions: the network told no class.
         """
-        self._waiting.append((predictions.flatten(), masks.flatten()))
-        self._pixels += masks.numel()
         if self._pixels >= self.PIXELS:
             self._count()
+        self._waiting.append((predictions.flatten(), masks.flatten()))
+        self._pixels += masks.numel()
+        self._beside.follow()
 
     def compute(self) -> Scores:
         """The scores of everything counted so far by all ranks; every rank must call it."""
@@ -93,12 +96,38 @@ class ConfusionCounter:
         return Scores(confusion.cpu())
 
     def _count(self) -> None:
-        predictions, masks = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
-        if (predictions == IGNORE).any():
-            raise ValueError("the network has logits that are NaN: expected numbers, maybe too large for float16")
-        with _counting_as_usual():
+        with self._beside(), _counting_as_usual():
+            predictions, masks = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+            if (predictions == IGNORE).any():
+                raise ValueError("the network has logits that are NaN: expected numbers, maybe too large for float16")
             self._metric.update(predictions, masks)
         self._waiting, self._pixels = [], 0
+
+
+class _Beside:
+    """Work on a GPU beside that of the current stream; elsewhere there is no beside, and nothing happens."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._so_far: torch.cuda.Event | None = None
+
+    def follow(self) -> None:
+        """What the next block does comes after all that the current stream was given so far."""
+        if self._stream is not None:
+            self._so_far = torch.cuda.current_stream(self._device).record_event()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """The block runs beside, and is done at its end."""
+        if self._stream is None:
+            yield
+            return
+        if self._so_far is not None:
+            self._stream.wait_event(self._so_far)
+        with torch.cuda.stream(self._stream):
+            yield
+        self._stream.synchronize()
 
 
 @contextmanager

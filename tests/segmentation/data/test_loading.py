@@ -195,3 +195,18 @@ def test_samples_are_shared_out_once(data):
     assert sorted(name for part in parts for name in part) == data.names
     with pytest.raises(ValueError, match="rank is 3"):
         evaluation_samples(data, rank=3, world_size=3)
+
+
+def test_only_what_goes_to_the_device_as_it_is_lies_in_pinned_memory(data, monkeypatch):
+    pinned = []
+
+    def loader(*_, pin_memory, **__):
+        pinned.append(pin_memory)
+        return []
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("ema_ops.segmentation.data.workers.DataLoader", loader)
+    list(training_batches(data, crop=8, batch=2, seed=0))
+    # these are put together to batches, in pinned memory
+    list(evaluation_samples(data))
+    assert pinned == [True, False]
