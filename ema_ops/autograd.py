@@ -6,21 +6,25 @@ average that has moved since.
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import ops  # noqa: F401  defines torch.ops.ema_ops
+from . import ops
+from .plain import is_plain
 
 
 def run(function, *arguments):
-    """`function.apply`; where no derivative is wanted its operator alone, which is one Python layer less."""
-    # in a compiled graph the layer costs nothing
+    """`function.apply`, with as few layers of Python as it takes: where no derivative is wanted its operator alone."""
+    # in a compiled graph the layers cost nothing
     if torch.compiler.is_compiling():
         return function.apply(*arguments)
-    return function.apply(*arguments) if derivative_is_wanted(*arguments) else function.operator(*arguments)
+    if not derivative_is_wanted(*arguments):
+        return function.operator(*arguments)
+    if is_plain(arguments):
+        # Function.apply inspects the signature, for default values and transforms
+        return super(torch.autograd.Function, function).apply(*arguments)
+    return function.apply(*arguments)
 
 
 def derivative_is_wanted(*arguments):
@@ -35,11 +39,11 @@ class EMAttentionFunction(torch.autograd.Function):
     """The whole loop: (y, last bases, path, masses, lengths) of x in any layout and bases [(B,) H, C, K]."""
 
     generate_vmap_rule = True
-    operator = torch.ops.ema_ops.em_forward
+    operator = ops.em_forward
 
     @staticmethod
     def forward(x, bases, weight, moves_bases, layout, num_iters, grad_iters, scale, eps, eps_mode, backend):
-        return torch.ops.ema_ops.em_forward(
+        return ops.em_forward(
             x, bases, weight, moves_bases, layout, num_iters, grad_iters, scale, eps, eps_mode, backend
         )
 
@@ -62,7 +66,7 @@ class EMAttentionFunction(torch.autograd.Function):
             grad_y = x.new_zeros(()).expand(x.shape)
         need_bases = ctx.needs_input_grad[1] and grad_iters == num_iters
         grad_x, grad_initial = _once(
-            torch.ops.ema_ops.em_backward,
+            ops.em_backward,
             grad_y,
             grad_bases,
             x,
@@ -126,11 +130,11 @@ class EMStepFunction(torch.autograd.Function):
     """One iteration: (sums [B, H, C, K], mass [B, H, K]) of x in any layout and bases [(B,) H, C, K]."""
 
     generate_vmap_rule = True
-    operator = torch.ops.ema_ops.em_step
+    operator = ops.em_step
 
     @staticmethod
     def forward(x, bases, weight, logit_bias, layout, scale, backend):
-        return torch.ops.ema_ops.em_step(x, bases, weight, logit_bias, layout, scale, backend)
+        return ops.em_step(x, bases, weight, logit_bias, layout, scale, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -141,7 +145,7 @@ class EMStepFunction(torch.autograd.Function):
     def backward(ctx, grad_sums, grad_mass):
         x, bases, weight, logit_bias = ctx.saved_tensors
         grad_x, grad_bases, grad_bias = _once(
-            torch.ops.ema_ops.em_step_backward,
+            ops.em_step_backward,
             grad_sums.contiguous(),
             grad_mass.contiguous(),
             x,
@@ -163,11 +167,11 @@ class EMReconstructFunction(torch.autograd.Function):
     """y of x in any layout, logit bases [(B,) H, C, K] and value bases [(B,) H, Cv, K]."""
 
     generate_vmap_rule = True
-    operator = torch.ops.ema_ops.em_reconstruct
+    operator = ops.em_reconstruct
 
     @staticmethod
     def forward(x, logit_bases, value_bases, logit_bias, layout, scale, backend):
-        return torch.ops.ema_ops.em_reconstruct(x, logit_bases, value_bases, logit_bias, layout, scale, backend)
+        return ops.em_reconstruct(x, logit_bases, value_bases, logit_bias, layout, scale, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -178,7 +182,7 @@ class EMReconstructFunction(torch.autograd.Function):
     def backward(ctx, grad_y):
         x, logit_bases, value_bases, logit_bias = ctx.saved_tensors
         grad_x, grad_logit_bases, grad_value_bases, grad_bias = _once(
-            torch.ops.ema_ops.em_reconstruct_backward, grad_y, x, logit_bases, value_bases, logit_bias, *ctx.options
+            ops.em_reconstruct_backward, grad_y, x, logit_bases, value_bases, logit_bias, *ctx.options
         )
         return (
             grad_x,
@@ -230,14 +234,12 @@ def _for_bias(grad, logit_bias):
     return (grad.sum(1) if logit_bias.dim() == 2 else grad).to(logit_bias.dtype)
 
 
-# Function.apply asks for the signature at every call, and making it takes longer than a small operator
 for _name, _function in {
     "em_forward": EMAttentionFunction,
     "em_folded_forward": FoldedAttentionFunction,
     "em_step": EMStepFunction,
     "em_reconstruct": EMReconstructFunction,
 }.items():
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
     torch.library.register_autograd(f"ema_ops::{_name}", _function.backward, setup_context=_function.setup_context)
 
 

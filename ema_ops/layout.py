@@ -43,7 +43,8 @@ def from_rows(rows: Tensor, x: Tensor, layout: str) -> Tensor:
     else:
         position, channel = (strides[-1], strides[1]) if layout == "BCN" else strides[-2:]
         wanted = [strides[0], channels * channel, position, channel]
-    if all(size == 1 or got == want for size, got, want in zip(rows.shape, rows.stride(), wanted, strict=True)):
+    got = rows.stride()
+    if all(got[dim] == wanted[dim] or rows.shape[dim] == 1 for dim in range(4)):
         return restrided(rows, sizes, strides)
     y = x.new_empty_strided(sizes, strides)
     as_rows(y, layout, heads).copy_(rows)
@@ -82,7 +83,9 @@ def as_own_tensor(tensor: Tensor) -> Tensor:
 
 
 def restrided(tensor: Tensor, sizes: Sequence[int], strides: Sequence[int]) -> Tensor:
-    """The same memory with other sizes and strides, as a tensor that is nobody's view."""
+    """The same memory with other sizes and strides as a tensor that is nobody's view: `tensor` itself if it is none."""
+    if not tensor._is_view():
+        return tensor.as_strided_(sizes, strides)
     return tensor.new_empty(0).set_(tensor.untyped_storage(), tensor.storage_offset(), sizes, strides)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from .backends import choose, load
 from .backends.base import Backend
 from .layout import as_own_tensor, as_rows, empty_like, from_rows
+from .plain import is_plain
 from .problem import Problem, check_unit
 from .vmap import fold_into_batch
 
@@ -53,7 +54,10 @@ for _name, _schema in SCHEMAS.items():
 
 
 def _implement(body: Callable) -> Callable:
-    """Register `body` as the operator of its name, and the rule that folds a vmapped dimension into B."""
+    """Register `body` as the operator of its name, and the rule that folds a vmapped dimension into B.
+
+    What it returns calls the operator: by the dispatcher, or the body alone where nobody else has a say.
+    """
 
     def run(*args: Any) -> Any:
         device_type = args[0].device.type
@@ -65,11 +69,10 @@ def _implement(body: Callable) -> Callable:
         return as_own_tensor(outputs) if isinstance(outputs, Tensor) else tuple(map(as_own_tensor, outputs))
 
     name = body.__name__
+    operator = getattr(torch.ops.ema_ops, name).default
     _library.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_vmap(
-        f"ema_ops::{name}", fold_into_batch(getattr(torch.ops.ema_ops, name).default), lib=_library
-    )
-    return body
+    torch.library.register_vmap(f"ema_ops::{name}", fold_into_batch(operator), lib=_library)
+    return lambda *args: run(*args) if is_plain(args) else operator(*args)
 
 
 def autocast_enabled(device_type: str) -> bool:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,7 +102,7 @@ def check_same_num_bases(logit_bases: Tensor, value_bases: Tensor) -> None:
 
 def check_count(name: str, value: Any) -> int:
     """A whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}): expected a whole number")
     count = int(value)
     if not 1 <= count <= MAX_COUNT:
@@ -125,7 +124,7 @@ def check_grad_iters(grad_iters: Any, num_iters: int) -> int:
 
 def check_scale(scale: Any) -> float:
     """A finite temperature."""
-    if isinstance(scale, bool) or not isinstance(scale, Real):
+    if type(scale) is not float and (isinstance(scale, bool) or not isinstance(scale, Real)):
         raise TypeError(f"scale is {scale!r} ({type(scale).__name__}): expected a number")
     number = _as_float(scale)
     if not -math.inf < number < math.inf:
@@ -135,7 +134,7 @@ def check_scale(scale: Any) -> float:
 
 def check_eps(eps: Any, eps_mode: Any) -> float:
     """A finite eps >= 0 and one of the two ways to apply it."""
-    if isinstance(eps, bool) or not isinstance(eps, Real):
+    if type(eps) is not float and (isinstance(eps, bool) or not isinstance(eps, Real)):
         raise TypeError(f"eps is {eps!r} ({type(eps).__name__}): expected a number")
     number = _as_float(eps)
     if not 0 <= number < math.inf:
@@ -158,8 +157,7 @@ def check_unit(x: Tensor, bases: Tensor, **parameters: Tensor) -> None:
         _check_device(name, value, x)
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """One call, complete: sizes, dtype, memory order and the options of the loop.
 
     `order` names the dimensions of `x` from slowest to fastest in memory, one of "BHNC" (rows), "BNHC" (rows

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +21,7 @@ CORE = SimpleNamespace(architectures=("80", "90a"), ptx_architectures=(), max_ch
 @pytest.fixture
 def problem():
     problem = Problem.build(torch.zeros(1, 1, 5, 8), torch.zeros(1, 8, 3))
-    return replace(problem, device=torch.device("cuda", 0))
+    return problem._replace(device=torch.device("cuda", 0))
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def test_cuda_comes_first():
 )
 def test_refusals_name_the_value_and_the_limit(problem, gpus, change, reason):
     assert CudaBackend(CORE).refuses(problem) is None
-    assert reason in CudaBackend(CORE).refuses(replace(problem, **change))
+    assert reason in CudaBackend(CORE).refuses(problem._replace(**change))
 
 
 def test_a_device_that_nothing_was_built_for(problem, gpus):
@@ -64,12 +63,12 @@ def test_a_device_that_nothing_was_built_for(problem, gpus):
     backend = CudaBackend(CORE)
     assert backend.unavailable() is None
     assert backend.refuses(problem) is None
-    reason = backend.refuses(replace(problem, device=torch.device("cuda", 1)))
+    reason = backend.refuses(problem._replace(device=torch.device("cuda", 1)))
     assert reason.startswith("device cuda:1 has compute capability 7.5, and the compiled core was built for 80, 90a")
     gpus[:] = [(7, 5)]
-    assert "has compute capability 7.5" in backend.unavailable()
+    assert "has compute capability 7.5" in CudaBackend(CORE).unavailable()
     gpus[:] = []
-    assert backend.unavailable() == "no CUDA device was found"
+    assert CudaBackend(CORE).unavailable() == "no CUDA device was found"
 
 
 def test_another_kind_of_pytorch(gpus, monkeypatch):

@@ -20,6 +20,7 @@ ORDER = [
     "functional",
     "autograd",
     "ops",
+    "plain",
     "vmap",
     "backends",
     "problem",

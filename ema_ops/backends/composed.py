@@ -5,7 +5,6 @@ One E-step more than the loop needs in forward; in backward three products more,
 
 from __future__ import annotations
 
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ class ComposedFolding(Backend):
 
     def em_folded_forward(self, problem, x, bases, weight, conv_weight, conv_bias):
         dtype = problem.accumulate_dtype
-        conv_weight, parts = conv_weight.to(dtype), replace(problem, biased=True)
+        conv_weight, parts = conv_weight.to(dtype), problem._replace(biased=True)
         path = [bases.to(dtype).contiguous()]
         saved: list[tuple[Tensor, Tensor, Tensor]] = []
         for _ in range(problem.num_iters):
@@ -30,14 +29,14 @@ class ComposedFolding(Backend):
             arithmetic.normalize(problem, *(tensor.squeeze(1) for tensor in (convolved, mass, length, m)))
             path.append(m)
             saved.append((sums, mass, length))
-        y = self.em_reconstruct(replace(parts, weighted=False), x, logits[0], path[-1], logits[1])
+        y = self.em_reconstruct(parts._replace(weighted=False), x, logits[0], path[-1], logits[1])
         return y, path.pop(), torch.stack(path), *map(torch.stack, zip(*saved, strict=True))
 
     def em_folded_backward(
         self, problem, grad_y, grad_bases, x, weight, conv_weight, conv_bias,
         bases, path, sums, mass, length, need_bases,
     ):  # fmt: skip
-        conv_weight, parts = conv_weight.to(problem.accumulate_dtype), replace(problem, biased=True)
+        conv_weight, parts = conv_weight.to(problem.accumulate_dtype), problem._replace(biased=True)
         grad_conv_weight, grad_conv_bias = torch.zeros_like(conv_weight), torch.zeros_like(conv_bias)
 
         def convolution_gets(grad: Tensor, sums: Tensor, mass: Tensor) -> None:
@@ -52,7 +51,7 @@ class ComposedFolding(Backend):
 
         logit_bases, logit_bias = conv_weight.mT @ path, problem.scale * (conv_bias @ path)
         grad_x, of_bases, grad_m, of_bias = self.em_reconstruct_backward(
-            replace(parts, weighted=False), grad_y, x, logit_bases[-1], bases, logit_bias[-1]
+            parts._replace(weighted=False), grad_y, x, logit_bases[-1], bases, logit_bias[-1]
         )
         grad_x = grad_x.to(problem.accumulate_dtype)
         grad_m = grad_m if grad_bases is None else grad_m + grad_bases

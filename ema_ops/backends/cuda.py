@@ -10,7 +10,7 @@ import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,11 +37,16 @@ class CudaBackend(ComposedFolding):
     def __init__(self, core: ModuleType | None, missing: str = "") -> None:
         self.core: Any = core
         self.missing = missing
+        # asked at every call, while the answers hold for the process
         self.planned = lru_cache(maxsize=1024)(self._plan)
+        self.no_device = cache(self._no_device)
+        self.device_refusal = cache(self._device_refusal)
 
     def unavailable(self):
-        if self.core is None:
-            return self.missing
+        return self.missing if self.core is None else self.no_device()
+
+    def _no_device(self) -> str | None:
+        """Why this machine has no device for the core, or None if it has."""
         if torch.version.hip is not None:
             return f"this PyTorch is built for ROCm {torch.version.hip}: expected one for CUDA"
         if not torch.cuda.is_available():
@@ -69,7 +74,7 @@ class CudaBackend(ComposedFolding):
             )
         return self.device_refusal(problem.device)
 
-    def device_refusal(self, device: torch.device) -> str | None:
+    def _device_refusal(self, device: torch.device) -> str | None:
         """Why nothing can be launched on `device`, or None if it can."""
         if device.type != "cuda":
             return f"device is {device}: expected a CUDA device"

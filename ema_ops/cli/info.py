@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 import platform
-from dataclasses import replace
 from importlib import metadata
 
 import torch
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         shape = ",".join(map(str, args.shape))
         print(f"call    {shape} {args.dtype}, {args.bases} bases, {args.iters} iterations, {args.memory_order}")
         for device in _devices():
-            print(*explanation(replace(problem, device=device)), sep="\n")
+            print(*explanation(problem._replace(device=device)), sep="\n")
     return 0
 
 

@@ -35,7 +35,7 @@ class EmulatedBackend(cuda.CudaBackend):
     def unavailable(self):
         return None
 
-    def device_refusal(self, device):
+    def _device_refusal(self, device):
         return None if device.type == "cpu" else f"device is {device}: the emulation wants cpu"
 
     def make_plan(self, described, device):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from importlib.machinery import ModuleSpec
 
 import pytest
@@ -39,14 +38,14 @@ def test_the_interpreter_makes_the_cpu_usable(problem):
     ids=str,
 )
 def test_refusals_name_the_value_and_the_limit(problem, change, reason):
-    assert reason in BACKEND.refuses(replace(problem, **change))
+    assert reason in BACKEND.refuses(problem._replace(**change))
 
 
 def test_bfloat16_is_refused_where_the_interpreter_gets_it_wrong(problem, monkeypatch):
     monkeypatch.setattr(backend, "INTERPRETED_DTYPES", (torch.float32, torch.float16))
-    assert "interpreter gets wrong" in BACKEND.refuses(replace(problem, dtype=torch.bfloat16))
+    assert "interpreter gets wrong" in BACKEND.refuses(problem._replace(dtype=torch.bfloat16))
     monkeypatch.delenv("TRITON_INTERPRET")
-    assert BACKEND.refuses(replace(problem, dtype=torch.bfloat16)) == "device is cpu: expected a CUDA or ROCm device"
+    assert BACKEND.refuses(problem._replace(dtype=torch.bfloat16)) == "device is cpu: expected a CUDA or ROCm device"
 
 
 def test_a_refusal_reaches_the_caller():
@@ -66,7 +65,7 @@ def test_old_gpus_are_refused(problem, monkeypatch, capability, refused):
     monkeypatch.delenv("TRITON_INTERPRET")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", None)
-    reason = BACKEND.refuses(replace(problem, device=torch.device("cuda", 0)))
+    reason = BACKEND.refuses(problem._replace(device=torch.device("cuda", 0)))
     assert (reason is not None and "7.5" in reason) == refused
 
 
