@@ -87,14 +87,14 @@ class FoldedAttentionFunction(torch.autograd.Function):
     """`EMAttentionFunction` behind a convolution [C, C] and [C]: (y, last bases, path, its sums, masses, lengths)."""
 
     generate_vmap_rule = True
-    operator = torch.ops.ema_ops.em_folded_forward
+    operator = ops.em_folded_forward
 
     @staticmethod
     def forward(
         x, bases, weight, conv_weight, conv_bias, moves_bases,
         layout, num_iters, grad_iters, scale, eps, eps_mode, backend,
     ):  # fmt: skip
-        return torch.ops.ema_ops.em_folded_forward(
+        return ops.em_folded_forward(
             x, bases, weight, conv_weight, conv_bias, moves_bases,
             layout, num_iters, grad_iters, scale, eps, eps_mode, backend,
         )  # fmt: skip
@@ -118,7 +118,7 @@ class FoldedAttentionFunction(torch.autograd.Function):
             grad_y = x.new_zeros(()).expand(x.shape)
         need_bases = ctx.needs_input_grad[1] and grad_iters == num_iters
         grad_x, grad_conv_weight, grad_conv_bias, grad_initial = _once(
-            torch.ops.ema_ops.em_folded_backward,
+            ops.em_folded_backward,
             *(grad_y, grad_bases, x, weight, conv_weight, conv_bias, *saved, need_bases, *ctx.options),
         )
         grad_initial = _for_input(grad_initial, ctx.bases_rank, ctx.bases_dtype) if need_bases else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..autograd import derivative_is_wanted
 from ..backends import may_offer_unit
 from ..folding import folded_em_attention
@@ -118,7 +119,7 @@ def run_as_one(unit: EMAUnit) -> Callable[..., tuple[Tensor, Tensor]]:
         weight1, bias1 = unit.conv1.weight.flatten(1), unit.conv1.bias
         parameters = (weight1, weight1.new_zeros(len(weight1)) if bias1 is None else bias1, *folded_norm(unit))
         loop = (options[name] for name in ("layout", "num_iters", "scale", "eps", "eps_mode", "backend"))
-        return torch.ops.ema_ops.em_unit(x, bases, weight, *parameters, *loop)
+        return ops.em_unit(x, bases, weight, *parameters, *loop)
 
     return run
 
