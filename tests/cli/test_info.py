@@ -73,6 +73,7 @@ class Recorder(Backend):
         return "only looking"
 
     em_forward = em_backward = em_step = em_step_backward = em_reconstruct = em_reconstruct_backward = None
+    em_folded_forward = em_folded_backward = None
 
 
 @pytest.mark.parametrize(
