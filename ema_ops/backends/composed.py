@@ -5,7 +5,6 @@ One E-step more than the loop needs in forward; in backward three products more,
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
