@@ -264,8 +264,7 @@ LoopPlan plan_loop(const Problem& problem, const Device& device) {
   const int images = problem.images(), at_once = device.multiprocessors / 9;
   const int64_t tiles = tile_count(problem);
   LoopPlan plan;
-  plan.one_launch = device.one_launch && fits_hopper(problem, device) && !problem.positions_fastest &&
-                    problem.channels <= hopper::LOOP_CHANNELS;
+  plan.one_launch = device.one_launch && fits_hopper(problem, device) && problem.channels <= hopper::LOOP_CHANNELS;
   plan.cluster = 2 * images > at_once && 16 * images <= device.multiprocessors ? 16 : 8;
   while (plan.cluster > 1 && plan.cluster / 2 >= tiles) plan.cluster /= 2;
   if (plan.cluster == 8)

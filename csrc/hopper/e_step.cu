@@ -31,8 +31,6 @@ EMA_DEVICE void respond(const EStepBlock<V>& block, const TensorMap& z_map) {
   const EStep& io = args.io;
   const int thread = threadIdx.x, base = first_base();
   const bool real[2] = {base < args.num_bases, base + 8 < args.num_bases};
-  auto larger = [](float a, float b) { return fmaxf(a, b); };
-  auto added = [](float a, float b) { return a + b; };
   auto hand_over = [&](int slot) {
     __syncwarp();
     if (lane() == 0) arrive(block.z_full + slot);
@@ -46,10 +44,9 @@ EMA_DEVICE void respond(const EStepBlock<V>& block, const TensorMap& z_map) {
   for (int i = 0; i < block.count; ++i, turn.advance(args.stages)) {
     wait(block.x_full + turn.slot, turn.parity);
     const int position = block.position(i);
-    float weight = 0;
     // 0 beyond the last position, which has features 0 and some responsibilities all the same
-    if (thread < TILE_POSITIONS)
-      weight = weight_unit * position_weight(io.weight, block.image, args.heads, position + thread, args.positions);
+    const float weight =
+        weight_unit * position_weight(io.weight, block.image, args.heads, position + lane(), args.positions);
     float z[TILE_POSITIONS / 2];
 #pragma unroll
     for (int e = 0; e < TILE_POSITIONS / 2; ++e) z[e] = block.bias[base + e / 2 % 2 * 8];
@@ -61,34 +58,9 @@ EMA_DEVICE void respond(const EStepBlock<V>& block, const TensorMap& z_map) {
     if (previous >= 0) hand_over(previous);
     previous = turn.slot;
     if (thread == 0) wait_for_reads<0>();
-
-    float values[8];
-#pragma unroll
-    for (int c = 0; c < 8; ++c) values[c] = fmaxf(z[at(c)], z[at(c) + 2]);
-    share_positions(values, block.maxima, larger);
-    meet(1, GROUP);
-#pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      const float maximum = shared_position(block.maxima, c, larger);
-      z[at(c)] = real[0] ? Math::exponential(z[at(c)] - maximum) : 0.f;
-      z[at(c) + 2] = real[1] ? Math::exponential(z[at(c) + 2] - maximum) : 0.f;
-      values[c] = z[at(c)] + z[at(c) + 2];
-    }
-    share_positions(values, block.totals, added);
-    if (thread < TILE_POSITIONS) block.weights[thread] = weight;
-    meet(1, GROUP);
-#pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      const float factor = RESPONSIBILITY_SCALE * reciprocal_approximate(shared_position(block.totals, c, added));
-      z[at(c)] *= factor, z[at(c) + 2] *= factor;
-    }
+    respond_to<Math>(z, real, block.maxima, block.totals, 1);
     if (io.responsibilities != nullptr) store_positions<Math>(z, Tile<uint16_t, 64>{block.stored});
-#pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      const float factor = block.weights[position_of(c)];
-      masses[0] += z[at(c)] *= factor;
-      masses[1] += z[at(c) + 2] *= factor;
-    }
+    weigh(z, weight, masses);
     if (io.sums != nullptr) store_positions<Math>(z, Tile<uint16_t, 64>{block.z + turn.slot * block.Z_BYTES});
     fence_copies();
     if (io.responsibilities != nullptr) {

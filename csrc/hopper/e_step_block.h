@@ -27,7 +27,7 @@ struct EStepBlock {
   const EStepArgs& args;
   int image, head, batch, first, count;  // stages of positions
   unsigned char *features, *z, *stored;
-  float *maxima, *totals, *weights, *bias;
+  float *maxima, *totals, *bias;
   Barrier *x_full, *z_full;
 
   EMA_DEVICE EStepBlock(const EStepArgs& args, unsigned char* shared) : args(args) {
@@ -39,8 +39,7 @@ struct EStepBlock {
     stored = z + args.stages * Z_BYTES;
     maxima = reinterpret_cast<float*>(stored + Z_BYTES);
     totals = maxima + 4 * TILE_POSITIONS;  // both [positions][4 warps]
-    weights = totals + 4 * TILE_POSITIONS;
-    bias = weights + TILE_POSITIONS;
+    bias = totals + 4 * TILE_POSITIONS;
     x_full = reinterpret_cast<Barrier*>(bias + 64);
     z_full = x_full + E_STEP_MAX_STAGES;
     static_assert(sizeof(Barrier) == 8, "the plan counts on another size");

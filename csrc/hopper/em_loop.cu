@@ -44,9 +44,9 @@ cudaError_t make_maps(LoopMaps* maps, const Problem& problem, const LoopPlan& pl
   rows.columns = loop_width(problem.channels);
   rows.line_stride = rows.columns;
   rows.batch_stride = int64_t{rows.lines} * rows.columns;
-  const Matrices x = as_matrices(problem, io.x), y = as_matrices(problem, io.y);
+  const Matrices y = as_matrices(problem, io.y);
   const Matrices first_rows = as_matrices(problem, io.logit_rows, 64, padded_channels(problem.channels));
-  cudaError_t error = make_tensor_map(&maps->x, x, LOOP_TILE);
+  cudaError_t error = make_tile_map(&maps->x, problem, io.x);
   if (error == cudaSuccess) error = make_tensor_map(&maps->y, y, 64);
   if (error == cudaSuccess) error = make_tensor_map(&maps->y_lines, y, 8);
   if (error == cudaSuccess) error = make_tensor_map(&maps->first_rows, first_rows, bases);
@@ -75,15 +75,12 @@ cudaError_t em_loop(const Problem& problem, const LoopPlan& plan, const EmLoop& 
                                    problem.images() * plan.cluster))
       return error;
   const dim3 grid(problem.images() * plan.clusters * plan.cluster), block(THREADS);
-  return with_half_math(problem, [&](auto math) {
-    auto launched = [&](auto shape) {
-      using Shape = decltype(shape);
-      return launch_clusters(em_loop_kernel<Shape>, grid, block, plan.cluster, shared_images, Shape::BYTES, stream, maps,
-                             args);
-    };
-    using Math = decltype(math);
-    return loop_width(problem.channels) == 512 ? launched(LoopShape<Math, 512>{}) : launched(LoopShape<Math, 256>{});
-  });
+  auto run = [&](auto kind) {
+    using Shape = LoopShape<decltype(kind)>;
+    return launch_clusters(em_loop_kernel<Shape>, grid, block, plan.cluster, shared_images, Shape::BYTES, stream, maps,
+                           args);
+  };
+  return loop_width(problem.channels) == 512 ? with_kind_of<512>(problem, run) : with_kind_of<256>(problem, run);
 }
 
 }  // namespace ema::hopper

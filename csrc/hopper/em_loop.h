@@ -1,5 +1,4 @@
-// The whole loop in one launch. Limits: 16 bits, K <= 64, C <= LOOP_CHANNELS, features in [N, C] order that can be copied
-// as boxes.
+// The whole loop in one launch. Limits: 16 bits, K <= 64, C <= LOOP_CHANNELS, features that can be copied as boxes.
 #pragma once
 #include "../kernels/kernels.h"
 

@@ -15,22 +15,23 @@ struct FeatureKind {
   static constexpr bool POSITIONS_FASTEST = POSITIONS_FASTEST_;
 };
 
-// Calls `run` with the kind of features of `channels` channels.
+// Calls `run` with the kind of features of CHANNELS padded channels.
+template <int CHANNELS, class Run>
+cudaError_t with_kind_of(const Problem& problem, Run run) {
+  return with_half_math(problem, [&](auto math) {
+    using Math = decltype(math);
+    return problem.positions_fastest ? run(FeatureKind<Math, CHANNELS, true>{})
+                                     : run(FeatureKind<Math, CHANNELS, false>{});
+  });
+}
 template <class Run>
 cudaError_t with_kind(const Problem& problem, int channels, Run run) {
-  return with_half_math(problem, [&](auto math) {
-    auto in_order = [&](auto compiled) {
-      using Math = decltype(math);
-      return problem.positions_fastest ? run(FeatureKind<Math, compiled(), true>{})
-                                       : run(FeatureKind<Math, compiled(), false>{});
-    };
-    switch (compiled_channels(channels)) {
-      case 64: return in_order(std::integral_constant<int, 64>{});
-      case 128: return in_order(std::integral_constant<int, 128>{});
-      case 256: return in_order(std::integral_constant<int, 256>{});
-      default: return in_order(std::integral_constant<int, E_STEP_CHANNELS>{});
-    }
-  });
+  switch (compiled_channels(channels)) {
+    case 64: return with_kind_of<64>(problem, run);
+    case 128: return with_kind_of<128>(problem, run);
+    case 256: return with_kind_of<256>(problem, run);
+    default: return with_kind_of<E_STEP_CHANNELS>(problem, run);
+  }
 }
 
 // The map that a tile is copied by.
@@ -73,15 +74,15 @@ struct FeatureTile {
       multiply_group<DTYPE, TILE_POSITIONS, POSITIONS_FASTEST>(d, rows[k], step(k), true);
   }
 
-  // sums += bases^T features, of the channels from those of `box` on; bases [32 positions][64 bases].
-  template <int COLUMNS>
-  EMA_DEVICE void add_sums(float (&sums)[COLUMNS / 2], const unsigned char* bases, int box) const {
-    const Operand left = make_operand(bases, 0, 1024);
+  // sums += z^T features, of the channels from those of `box` on; z [32 positions][64 bases], or its lines are bases.
+  template <int COLUMNS, bool BASE_LINES = false>
+  EMA_DEVICE void add_sums(float (&sums)[COLUMNS / 2], const unsigned char* z, int box) const {
+    const Operand left = make_operand(z, 0, 1024);
     const Operand right = make_operand(memory + box * BOX_BYTES, BOX_BYTES, 8 * LINE, LINE);
 #pragma unroll
     for (int k = 0; k < TILE_POSITIONS / 16; ++k)
-      multiply_group<DTYPE, COLUMNS, true, !POSITIONS_FASTEST>(
-          sums, moved(left, 2048 * k), moved(right, POSITIONS_FASTEST ? 32 * k : 2048 * k), true);
+      multiply_group<DTYPE, COLUMNS, !BASE_LINES, !POSITIONS_FASTEST>(
+          sums, moved(left, BASE_LINES ? 32 * k : 2048 * k), moved(right, POSITIONS_FASTEST ? 32 * k : 2048 * k), true);
   }
 
  private:

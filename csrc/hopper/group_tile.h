@@ -2,6 +2,7 @@
 // of two bases: at(c) of the first one, at(c) + 2 of the one 8 further.
 #pragma once
 #include "../device/math.h"
+#include "../kernels/kernels.h"
 #include "ptx.h"
 
 namespace ema::hopper {
@@ -39,9 +40,50 @@ EMA_DEVICE float shared_position(const float* memory, int c, Combine combine) {
   return combine(combine(parts.x, parts.y), combine(parts.z, parts.w));
 }
 
+// Logits become responsibilities, times RESPONSIBILITY_SCALE. Bases that are not `real` get 0; their logits are -inf.
+// Two memories as above, and a barrier where the warps meet.
+template <class Math>
+EMA_DEVICE void respond_to(float (&z)[16], const bool (&real)[2], float* maxima, float* totals, int barrier) {
+  auto larger = [](float a, float b) { return fmaxf(a, b); };
+  auto added = [](float a, float b) { return a + b; };
+  float values[8];
+#pragma unroll
+  for (int c = 0; c < 8; ++c) values[c] = fmaxf(z[at(c)], z[at(c) + 2]);
+  share_positions(values, maxima, larger);
+  meet(barrier, GROUP);
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+    const float maximum = shared_position(maxima, c, larger);
+    z[at(c)] = real[0] ? Math::exponential(z[at(c)] - maximum) : 0.f;
+    z[at(c) + 2] = real[1] ? Math::exponential(z[at(c) + 2] - maximum) : 0.f;
+    values[c] = z[at(c)] + z[at(c) + 2];
+  }
+  share_positions(values, totals, added);
+  meet(barrier, GROUP);
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+    const float factor = RESPONSIBILITY_SCALE * reciprocal_approximate(shared_position(totals, c, added));
+    z[at(c)] *= factor, z[at(c) + 2] *= factor;
+  }
+}
+
+// Times the weights of the positions, of which every lane has one; masses of both bases of a thread.
+EMA_DEVICE void weigh(float (&z)[16], float weight, float (&masses)[2]) {
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+    const float factor = __shfl_sync(~0u, weight, position_of(c));
+    masses[0] += z[at(c)] *= factor;
+    masses[1] += z[at(c) + 2] *= factor;
+  }
+}
+
 template <class Math>
 EMA_DEVICE uint32_t round_pair(float first, float second) {
-  return Math::round(Math::saturate(first)) | static_cast<uint32_t>(Math::round(Math::saturate(second))) << 16;
+  return Math::round(first) | static_cast<uint32_t>(Math::round(second)) << 16;
+}
+template <class Math>
+EMA_DEVICE uint32_t saturate_pair(float first, float second) {
+  return round_pair<Math>(Math::saturate(first), Math::saturate(second));
 }
 
 // To a tile [32 positions][64 bases].
@@ -50,8 +92,8 @@ EMA_DEVICE void store_positions(const float (&z)[16], const Tile<uint16_t, 64>& 
   const int l = lane(), line = l % 8 + l / 16 * 8, base = group_thread() / 32 * 16 + l / 8 % 2 * 8;
 #pragma unroll
   for (int i = 0; i < 16; i += 8) {
-    const uint32_t matrices[4] = {round_pair<Math>(z[i], z[i + 1]), round_pair<Math>(z[i + 2], z[i + 3]),
-                                  round_pair<Math>(z[i + 4], z[i + 5]), round_pair<Math>(z[i + 6], z[i + 7])};
+    const uint32_t matrices[4] = {saturate_pair<Math>(z[i], z[i + 1]), saturate_pair<Math>(z[i + 2], z[i + 3]),
+                                  saturate_pair<Math>(z[i + 4], z[i + 5]), saturate_pair<Math>(z[i + 6], z[i + 7])};
     store_matrices_transposed(tile.at(2 * i + line, base), matrices);
   }
 }

@@ -26,7 +26,7 @@ constexpr int TILE_POSITIONS = 32;  // of a tile of features
 EMA_HOST_DEVICE constexpr int stage_bytes(int channels) { return TILE_POSITIONS * (2 * channels + 128); }
 constexpr int E_STEP_MIN_STAGES = 3, E_STEP_MAX_STAGES = 8;
 constexpr int E_STEP_BYTES = TILE_POSITIONS * 128               // responsibilities that are being stored
-                             + TILE_POSITIONS * 9 * 4 + 64 * 4  // statistics of a softmax, weights, the bias
+                             + TILE_POSITIONS * 8 * 4 + 64 * 4  // statistics of a softmax, the bias
                              + E_STEP_MAX_STAGES * 2 * 8;       // barriers
 
 cudaError_t e_step(const Problem&, const EStepPlan& plan, const EStep&, cudaStream_t stream);

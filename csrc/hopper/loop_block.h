@@ -5,7 +5,8 @@
 #pragma once
 #include "../device/chunks.h"
 #include "em_loop.h"
-#include "ptx.h"
+#include "feature_tile.h"
+#include "group_tile.h"
 
 namespace ema::hopper {
 
@@ -18,19 +19,18 @@ struct LoopArgs {
 };
 
 struct LoopMaps {
-  TensorMap x, y, y_lines;     // 32 positions, 64, and 8
+  TensorMap x, y, y_lines;     // 32 positions, 64, and 8 unless positions are fastest
   TensorMap first_rows, rows;  // the bases of one block of a cluster: before the loop, and new ones
 };
 
-constexpr int LOOP_TILE = 32, Z_PAIR_BYTES = 64 * CHUNK_BYTES;  // positions of a stage; responsibilities of two stages
+constexpr int LOOP_TILE = TILE_POSITIONS, Z_PAIR_BYTES = 64 * CHUNK_BYTES;  // positions of a stage; responsibilities of two stages
 
 // Numbers of shared memory behind the stages: masses, factors of the staged sums, two exchanges, one for every warp.
 constexpr int LOOP_NUMBERS = 64 + 2 * 64 + 2 * 4 * LOOP_TILE + 16;
 
-template <class Math_, int WIDTH_>
-struct LoopShape {
-  using Math = Math_;
-  static constexpr int WIDTH = WIDTH_, HALF = WIDTH / 2, PANELS = WIDTH / 64;  // channels; 64 of them are a panel
+template <class Kind>
+struct LoopShape : Kind {
+  static constexpr int WIDTH = Kind::CHANNELS, HALF = WIDTH / 2, PANELS = WIDTH / 64;  // channels; 64 of them are a panel
   static constexpr int STAGES = WIDTH == 512 ? 6 : 8, STAGE_BYTES = LOOP_TILE * WIDTH * 2;
   // The last two stages turn into the staged sums, the two before them into the bases: 64 rows of 2 bytes a channel.
   static constexpr int SUM_STAGE = STAGES - 2, BASES_STAGE = STAGES - 4;
@@ -87,6 +87,7 @@ struct LoopBlock {
   }
 
   EMA_DEVICE unsigned char* stage(int i) const { return stages + i * Shape::STAGE_BYTES; }
+  EMA_DEVICE FeatureTile<Shape> features(int i) const { return {stage(i)}; }
   EMA_DEVICE unsigned char* bases() const { return stage(Shape::BASES_STAGE); }
   // [64 bases, 64 positions] of stages 2 i and 2 i + 1.
   EMA_DEVICE unsigned char* z_pair(int i) const { return z + i * Z_PAIR_BYTES; }
@@ -116,11 +117,6 @@ struct Parities {
     wait_for(others, i);
   }
 };
-
-template <class Math>
-EMA_DEVICE uint32_t round_pair(float first, float second) {
-  return Math::round(first) | static_cast<uint32_t>(Math::round(second)) << 16;
-}
 #endif
 
 }  // namespace ema::hopper

@@ -1,6 +1,4 @@
 // The first warpgroup of the loop: responsibilities of tile after tile, transposed, with the bases in its registers.
-//
-// A thread has of [64 bases, 32 positions] the bases row and row + 8 of positions 8 j + 2 t and + 1: z[4 j + 2 half + e].
 #pragma once
 #include "loop_block.h"
 
@@ -15,9 +13,10 @@ class LoopEStep {
  public:
   EMA_DEVICE LoopEStep(const LoopBlock<Shape>& block, const LoopArgs& args)
       : block_(block), args_(args), row_(warp() * 16 + lane() / 4), column_(lane() % 4 * 2),
-        unit_(RESPONSIBILITY_SCALE / weight_power(args.io.weight_maxima, block.image)) {}
+        unit_(1 / weight_power(args.io.weight_maxima, block.image)) {}
 
   EMA_DEVICE void run() {
+    const bool real[2] = {row_ < args_.num_bases, row_ + 8 < args_.num_bases};
     Parities stage;
 #pragma unroll 1
     for (int t = 0; t < args_.num_iters; ++t) {
@@ -33,15 +32,19 @@ class LoopEStep {
         const float weight = weight_of(start + lane());
         stage.wait_for(block_.stage_full, slot);
         float z[COUNT];
-        multiply(z, bases, block_.stage(slot));
+#pragma unroll
+        for (int e = 0; e < COUNT; ++e) z[e] = real[e / 2 % 2] ? 0.f : -INFINITY;
+        begin_products();
+        block_.features(slot).add_rows(z, bases);
+        commit_products();
+        wait_for_products<0>();
+        settle(z);
         // a tile is handed over after the products of the next one: its own run beside the softmax that follows
         if (i > 0) arrive(&block_.z_full[(i - 1) % Shape::STAGES]);
-        softmax(z);
-        if (is_last) {
-          store(z, RESPONSIBILITY_SCALE, Tile<uint16_t, 64>{block_.stored_pair(args_, i / 2)}, i % 2 * LOOP_TILE);
-        }
-        weigh(z, weight, block_.positions - start, mass);
-        store(z, 1.f, Tile<uint16_t, 64>{block_.z_pair(slot / 2)}, slot % 2 * LOOP_TILE);
+        respond_to<Math>(z, real, block_.maxima, block_.totals, E_STEP_MEETS);
+        if (is_last) store(z, Tile<uint16_t, 64>{block_.stored_pair(args_, i / 2)}, i % 2 * LOOP_TILE);
+        weigh(z, weight, mass);
+        store(z, Tile<uint16_t, 64>{block_.z_pair(slot / 2)}, slot % 2 * LOOP_TILE);
         fence_copies();
       }
       if (block_.tiles > 0) arrive(&block_.z_full[(block_.tiles - 1) % Shape::STAGES]);
@@ -67,88 +70,21 @@ class LoopEStep {
       }
   }
 
-  EMA_DEVICE static void multiply(float (&z)[COUNT], const uint32_t (&bases)[Shape::WIDTH / 16][4],
-                                  const unsigned char* features) {
-    const Operand x = make_operand(features, 0, 8 * CHUNK_BYTES);
-    begin_products();
-#pragma unroll
-    for (int k = 0; k < Shape::WIDTH / 16; ++k)
-      multiply_group<Math::DTYPE, LOOP_TILE, false>(z, bases[k],
-                                                    moved(x, k / 4 * LOOP_TILE * CHUNK_BYTES + k % 4 * 32), k > 0);
-    commit_products();
-    wait_for_products<0>();
-    settle(z);
-  }
-
-  // Divided by the power of two near the largest one, times RESPONSIBILITY_SCALE.
+  // That of the position of this lane, divided by the power of two near the largest one; 0 if the position belongs to
+  // another block or to nobody.
   EMA_DEVICE float weight_of(int position) const {
-    if (args_.io.weight.data == nullptr) return unit_;
+    if (position >= block_.positions) return 0;
     return unit_ * position_weight(args_.io.weight, block_.image, args_.heads, block_.first + position, args_.positions);
   }
 
-  // Over the bases: those of a thread, of a warp, and of the four warps.
-  template <class Combine>
-  EMA_DEVICE void combine(float (&values)[COUNT / 2], float* memory, Combine combine) const {
-#pragma unroll
-    for (int c = 0; c < COUNT / 2; ++c) {
-      for (int other = 4; other < 32; other *= 2) values[c] = combine(values[c], __shfl_xor_sync(~0u, values[c], other));
-      if (lane() < 4) memory[(c / 2 * 8 + column_ + c % 2) * 4 + warp()] = values[c];
-    }
-    meet(E_STEP_MEETS, 128);
-#pragma unroll
-    for (int c = 0; c < COUNT / 2; ++c) {
-      const float4 of_warps = *reinterpret_cast<const float4*>(memory + (c / 2 * 8 + column_ + c % 2) * 4);
-      values[c] = combine(combine(of_warps.x, of_warps.y), combine(of_warps.z, of_warps.w));
-    }
-  }
-
-  EMA_DEVICE void softmax(float (&z)[COUNT]) const {
-    const bool exists[2] = {row_ < args_.num_bases, row_ + 8 < args_.num_bases};
-    float values[COUNT / 2];
-#pragma unroll
-    for (int c = 0; c < COUNT / 2; ++c)
-      values[c] = fmaxf(exists[0] ? first(z, c) : -INFINITY, exists[1] ? second(z, c) : -INFINITY);
-    combine(values, block_.maxima, [](float a, float b) { return fmaxf(a, b); });
-#pragma unroll
-    for (int c = 0; c < COUNT / 2; ++c) {
-      first(z, c) = exists[0] ? Math::exponential(first(z, c) - values[c]) : 0.f;
-      second(z, c) = exists[1] ? Math::exponential(second(z, c) - values[c]) : 0.f;
-      values[c] = first(z, c) + second(z, c);
-    }
-    combine(values, block_.totals, [](float a, float b) { return a + b; });
-#pragma unroll
-    for (int c = 0; c < COUNT / 2; ++c) {
-      const float factor = 1.f / values[c];
-      first(z, c) *= factor;
-      second(z, c) *= factor;
-    }
-  }
-
-  // `weight` is that of the position of this lane; positions from `left` on belong to another block or to nobody.
-  EMA_DEVICE void weigh(float (&z)[COUNT], float weight, int left, float (&mass)[2]) const {
-#pragma unroll
-    for (int c = 0; c < COUNT / 2; ++c) {
-      const int position = c / 2 * 8 + column_ + c % 2;
-      const float factor = args_.io.weight.data == nullptr ? weight : __shfl_sync(~0u, weight, position);
-      first(z, c) = position < left ? first(z, c) * factor : 0.f;
-      second(z, c) = position < left ? second(z, c) * factor : 0.f;
-      mass[0] += first(z, c);
-      mass[1] += second(z, c);
-    }
-  }
-
-  EMA_DEVICE void store(const float (&z)[COUNT], float factor, const Tile<uint16_t, 64>& tile, int column) const {
+  EMA_DEVICE void store(const float (&z)[COUNT], const Tile<uint16_t, 64>& tile, int column) const {
 #pragma unroll
     for (int j = 0; j < LOOP_TILE / 8; ++j)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         *reinterpret_cast<uint32_t*>(tile.at(row_ + 8 * half, column + 8 * j + column_)) =
-            round_pair<Math>(Math::saturate(factor * z[4 * j + 2 * half]), Math::saturate(factor * z[4 * j + 2 * half + 1]));
+            saturate_pair<Math>(z[4 * j + 2 * half], z[4 * j + 2 * half + 1]);
   }
-
-  // Of position number c of a thread: base row, and row + 8.
-  EMA_DEVICE static float& first(float (&z)[COUNT], int c) { return z[c / 2 * 4 + c % 2]; }
-  EMA_DEVICE static float& second(float (&z)[COUNT], int c) { return z[c / 2 * 4 + 2 + c % 2]; }
 
   const LoopBlock<Shape>& block_;
   const LoopArgs& args_;

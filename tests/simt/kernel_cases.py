@@ -141,6 +141,13 @@ CASES = {
     "loop, clusters of one image": Case(
         (1, 1, 1100, 264), 33, bf16, one_launch=True, multiprocessors=20, options={"num_iters": 2}
     ),
+    "loop image": Case(
+        (2, 1, 184, 264), 20, fp16, order="BCN", one_launch=True, weighted=True, options={"num_iters": 2, "scale": 0.2}
+    ),
+    "loop image, one block": Case((1, 2, 40, 136), 64, bf16, order="BCN", one_launch=True, options={"num_iters": 3}),
+    "loop image, clusters of one image": Case(
+        (1, 1, 1104, 72), 33, bf16, order="BCN", one_launch=True, multiprocessors=20, options={"num_iters": 2}
+    ),
     "loop, large clusters": Case(
         (1, 1, 580, 504), 64, fp16, one_launch=True, multiprocessors=17, options={"num_iters": 1}
     ),

@@ -22,7 +22,7 @@ HOPPER_GRADIENT, HOPPER_VALUES = "hopper/e_step_gradient.cu", "hopper/reconstruc
 TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_block.h", "device/pipeline.h"
 HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_step.cu", "hopper/ring.h"
 HOPPER_E_STEP, HOPPER_TAIL = "hopper/e_step.cu", "hopper/unit_tail.cu"
-FEATURE_TILE = "hopper/feature_tile.h"
+FEATURE_TILE, GROUP_TILE = "hopper/feature_tile.h", "hopper/group_tile.h"
 LOOP_E_STEP, LOOP_M_STEP, LOOP_SUMS = "hopper/loop_e_step.h", "hopper/loop_m_step.h", "hopper/loop_sums.h"
 LONG_LOOP, SHARED_IMAGES = ("loop fp16, more tiles than stages",), ("loop, clusters of one image",)
 WAIT, WAIT_FOR_TOO_FEW = "copy_async_wait(next - 1 - i);", "copy_async_wait(next - i);"
@@ -114,10 +114,10 @@ OTHERS = [
     Mutation("products: one image for all", PRODUCTS, "* args.images + image", "* args.images", ("fused",)),
     Mutation(
         "Hopper's E-step: maxima are read before all are there",
-        HOPPER_E_STEP,
-        "block.maxima, larger);\n    meet(1, GROUP);",
-        "block.maxima, larger);",
-        ("Hopper",),
+        GROUP_TILE,
+        "share_positions(values, maxima, larger);\n  meet(barrier, GROUP);",
+        "share_positions(values, maxima, larger);",
+        ("Hopper", "loop"),
     ),
     Mutation(
         "Hopper's features: the next 16 positions of the M-step",
@@ -392,18 +392,25 @@ OTHERS = [
         ("loop",),
     ),
     Mutation(
-        "loop: no meeting between the warps of a softmax",
+        "loop: positions of another block",
         LOOP_E_STEP,
-        "    meet(E_STEP_MEETS, 128);\n",
+        "if (position >= block_.positions) return 0;",
         "",
         ("loop",),
     ),
     Mutation(
-        "loop: positions of another block",
-        LOOP_E_STEP,
-        "first(z, c) = position < left ?",
-        "first(z, c) = position < LOOP_TILE ?",
-        ("loop",),
+        "loop: the end of a block over the positions of the next one",
+        LOOP_M_STEP,
+        "if (POSITIONS_FASTEST && !whole) return",
+        "if (POSITIONS_FASTEST && whole) return",
+        ("loop image",),
+    ),
+    Mutation(
+        "loop: channels of y that are those of another part",
+        LOOP_M_STEP,
+        "(half_ * HALF_PANELS + part) * WIDE_PANEL",
+        "half_ * HALF_PANELS * WIDE_PANEL",
+        ("loop image",),
     ),
     Mutation(
         "loop: a cluster does not wait for the others",
