@@ -37,13 +37,29 @@ def loop(core):
 )
 @half_dtypes
 def test_every_way_to_launch_it(loop, dtype, cluster, clusters, positions, channels):
+    check_loop(loop, make_features((2, positions, channels), dtype), cluster, clusters)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "clusters", "positions", "channels"),
+    [(1, 1, 264, 512), (2, 3, 400, 72), (4, 2, 40, 260), (16, 2, 168, 136)],
+)
+@half_dtypes
+def test_every_way_to_launch_images(loop, dtype, cluster, clusters, positions, channels):
+    """Positions fastest; blocks end between the boxes of 64 positions that y is stored by."""
+    check_loop(loop, make_features((2, channels, positions), dtype).mT, cluster, clusters)
+
+
+def check_loop(loop, x, cluster, clusters):
+    batch, positions, channels = x.shape
+
     def change(plan):
+        assert plan.loop.one_launch
         plan.loop.cluster, plan.loop.clusters = cluster, clusters
         plan.loop.positions = -(-positions // (cluster * clusters * 8)) * 8
 
     loop.change_plan = change
-    x, weight = make_features((2, positions, channels), dtype), uniform(2, positions, seed=4)
-    check_forward(x, make_bases(channels, 21), "cuda", weight=weight, num_iters=3)
+    check_forward(x, make_bases(channels, 21), "cuda", weight=uniform(batch, positions, seed=4), num_iters=3)
 
 
 def test_an_image_of_nan_leaves_its_neighbours_alone(loop):
@@ -68,6 +84,11 @@ def test_a_slice_of_channels(loop):
     check_forward(x, make_bases(72, 64), "cuda")
 
 
+def test_a_slice_of_positions(loop):
+    x = make_features((2, 72, 200), torch.bfloat16)[..., 16:120].mT
+    check_forward(x, make_bases(72, 64), "cuda")
+
+
 def test_what_it_does_not_serve(core):
     def served(one_launch=True, **fields):
         problem = core.Problem()
@@ -77,11 +98,11 @@ def test_what_it_does_not_serve(core):
         return core.plan(problem, core.Device(132, 227 * 1024, hopper=True, one_launch=one_launch)).loop.one_launch
 
     assert served()
+    assert served(positions_fastest=True)
     assert not served(one_launch=False)
     assert not served(boxed=False)
     assert not served(channels=513)
     assert not served(num_bases=65)
-    assert not served(positions_fastest=True)
     assert not served(dtype=core.Dtype.float32)
 
 

@@ -122,8 +122,8 @@ OTHERS = [
     Mutation(
         "Hopper's features: the next 16 positions of the M-step",
         FEATURE_TILE,
-        "sums, moved(left, 2048 * k)",
-        "sums, moved(left, 1024 * k)",
+        "BASE_LINES ? 32 * k : 2048 * k",
+        "BASE_LINES ? 32 * k : 1024 * k",
         ("Hopper",),
     ),
     Mutation(
@@ -136,15 +136,15 @@ OTHERS = [
     Mutation(
         "Hopper's E-step: positions beyond the last have a weight",
         HOPPER_E_STEP,
-        "position + thread, args.positions);",
-        "min(position + thread, args.positions - 1), args.positions);",
+        "position + lane(), args.positions);",
+        "min(position + lane(), args.positions - 1), args.positions);",
         ("Hopper step",),
     ),
     Mutation(
         "Hopper's E-step: responsibilities are written while the last ones are stored",
         HOPPER_E_STEP,
-        "if (thread == 0) wait_for_reads<0>();\n\n",
-        "\n",
+        "if (thread == 0) wait_for_reads<0>();\n    respond_to",
+        "respond_to",
         ("Hopper",),
     ),
     Mutation(
