@@ -29,7 +29,7 @@ def loop(core):
         (1, 1, 410, 256),  # more tiles than stages, an odd number of them
         (1, 1, 250, 512),
         (2, 1, 600, 200),
-        (2, 3, 400, 260),  # the last cluster has less to do
+        (2, 3, 400, 264),  # the last cluster has less to do
         (4, 2, 33, 72),  # most blocks have nothing
         (16, 1, 300, 512),  # two warps to a base
         (16, 2, 70, 136),
