@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "folded.h"
 #include "loop.h"
 #include "parts.h"
 #include "unit.h"
@@ -238,6 +239,37 @@ void bind_parts(py::module_& m) {
 }
 
 void bind_unit(py::module_& m) {
+  const auto released = py::call_guard<py::gil_scoped_release>();
+  m.def("em_folded_forward_bytes", &em_folded_forward_bytes, "problem"_a, "plan"_a);
+  m.def(
+      "em_folded_forward",
+      [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Weight& weight,
+         const Bases& initial, Address conv_weight, Address conv_bias, const Features& y, Address path, Address sums,
+         Address bases, Address mass, Address length) {
+        em_folded_forward(begin(problem, plan, place),
+                          {{x, weight, initial, {at<void>(conv_weight), at(conv_bias)}, at(path), at(sums), at(bases),
+                            at(mass), at(length)},
+                           y},
+                          arena(place));
+      },
+      "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "initial"_a, "conv_weight"_a, "conv_bias"_a, "y"_a, "path"_a,
+      "sums"_a, "bases"_a, "mass"_a, "length"_a, released);
+  m.def("em_folded_backward_bytes", &em_folded_backward_bytes, "problem"_a, "plan"_a);
+  m.def(
+      "em_folded_backward",
+      [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Weight& weight,
+         Address conv_weight, Address conv_bias, const Features& grad_y, Address grad_bases, Address path,
+         Address bases, Address mass, Address length, const Features& grad_x, Address grad_sums, Address logit_sums,
+         Address logit_mass, Address grad_initial) {
+        em_folded_backward(begin(problem, plan, place),
+                           {x, grad_y, grad_x, weight, {at<void>(conv_weight), at(conv_bias)}, at(path), at(bases),
+                            at(mass), at(length), at(grad_bases), at(grad_sums), at(logit_sums), at(logit_mass),
+                            at(grad_initial)},
+                           arena(place));
+      },
+      "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "conv_weight"_a, "conv_bias"_a, "grad_y"_a, "grad_bases"_a,
+      "path"_a, "bases"_a, "mass"_a, "length"_a, "grad_x"_a, "grad_sums"_a, "logit_sums"_a, "logit_mass"_a,
+      "grad_initial"_a, released);
   m.def("em_unit_bytes", &em_unit_bytes, "problem"_a, "plan"_a);
   m.def(
       "em_unit",
@@ -249,7 +281,7 @@ void bind_unit(py::module_& m) {
                 arena(place));
       },
       "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "initial"_a, "weight1"_a, "bias1"_a, "weight2"_a,
-      "bias2"_a, "y"_a, "bases"_a, py::call_guard<py::gil_scoped_release>());
+      "bias2"_a, "y"_a, "bases"_a, released);
 }
 
 }  // namespace

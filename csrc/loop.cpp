@@ -1,9 +1,7 @@
 #include "loop.h"
 
-#include <algorithm>
-
+#include "backward_space.h"
 #include "hopper/em_loop.h"
-#include "products.h"
 
 namespace ema {
 namespace {
@@ -55,33 +53,6 @@ void em_loop(const Call& call, const Forward& io, Arena workspace) {
   call.check("em_loop", hopper::em_loop(problem, call.plan.loop, loop, call.stream));
 }
 
-// Two products for every iteration: weighted responsibilities and the gradient of the sums, the gradient of the logits
-// and the bases they were made with.
-struct BackwardSpace {
-  Products products;
-  void* value_rows;
-  float* value_products;  // null: the gradients with values make them
-  Slots slots;
-  float* powers;
-  float* grad_mass;
-
-  BackwardSpace(const Problem& problem, const Plan& plan, Arena& arena)
-      : products(problem, 2 * problem.grad_iters, arena),
-        value_rows(arena.take(row_bytes(problem, problem.channels))),
-        value_products(problem.grad_iters > 1 && plan.reconstruct_gradient.hopper
-                           ? static_cast<float*>(products.left(0))  // free until the first iteration's gradient
-                           : take_products(problem, plan.reconstruct_gradient, arena)),
-        slots(problem,
-              int64_t{std::max({plan.m_step.splits, plan.reconstruct_gradient.splits, fused_splits(plan.gradient),
-                                fused_splits(plan.last_gradient)})} *
-                  padded_channels(problem.channels),
-              std::max({plan.e_step.splits, plan.last_gradient.splits, plan.gradient.splits,
-                        plan.first_gradient.splits}),
-              arena),
-        powers(arena.take_floats(per_base(problem))),
-        grad_mass(arena.take_floats(per_base(problem))) {}
-};
-
 }  // namespace
 
 void em_forward(const Call& call, const Forward& io, Arena workspace) {
@@ -128,11 +99,7 @@ void em_backward(const Call& call, const Backward& io, Arena workspace) {
   void* responsibilities = products.left(2 * pairs - 2);
   call.respond(io.x, products.right(2 * pairs - 1), nullptr, responsibilities, space.slots.masses);
   SumsGradient sums;
-  if (plan.reconstruct_gradient.hopper)
-    sums.partials = call.reconstruct_backward(io.grad_y, space.value_rows, responsibilities, space.value_products,
-                                              space.slots);
-  else
-    sums.partials = call.multiply(plan.m_step, io.grad_y, responsibilities, space.slots);
+  sums.partials = space.grad_bases(call, io.grad_y, responsibilities);
   sums.extra = io.grad_bases;
   sums.bases = io.bases;
   sums.powers = space.powers;

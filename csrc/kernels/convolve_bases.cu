@@ -14,10 +14,11 @@ struct Args {
   Convolution convolution;
   const void* rows;
   float factor;          // of the bases
-  void* logit_rows;
-  float* logit_bias;
-  const float* powers;   // of the sums
-  const float* mass;
+  void* convolved_rows;  // of bases or of a gradient
+  float* logit_bias;     // of bases
+  float* grad_mass;      // of a gradient
+  const float* powers;   // of sums or of a gradient
+  const float* mass;     // of sums
   float* sums;
   int channels, num_bases;
 };
@@ -76,8 +77,12 @@ __global__ void __launch_bounds__(THREADS, 1) convolve_kernel(const Args args) {
     bias += __shfl_xor_sync(~0u, bias, 1);
     bias += __shfl_xor_sync(~0u, bias, 2);
     const int k = base + threadIdx.x / 4;
-    if (threadIdx.x % 4 == 0 && k < args.num_bases)
-      args.logit_bias[static_cast<int64_t>(image) * args.num_bases + k] = args.factor * bias;
+    if (threadIdx.x % 4 == 0 && k < args.num_bases) {
+      if (args.grad_mass != nullptr)
+        args.grad_mass[row + threadIdx.x / 4] += args.powers[row + threadIdx.x / 4] * bias;
+      else
+        args.logit_bias[static_cast<int64_t>(image) * args.num_bases + k] = args.factor * bias;
+    }
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -89,7 +94,7 @@ __global__ void __launch_bounds__(THREADS, 1) convolve_kernel(const Args args) {
         const int c = channel + warp() % 2 * 32 + 8 * j + lane() % 4 * 2 + e;
         const float value = acc[0][j][2 * half + e];
         if (BACKWARD)
-          static_cast<Word*>(args.logit_rows)[k * width + c] = Math::round(Math::saturate(args.factor * value));
+          static_cast<Word*>(args.convolved_rows)[k * width + c] = Math::round(Math::saturate(args.factor * value));
         else
           args.sums[k * width + c] =
               c < args.channels ? args.powers[k] * value + args.convolution.bias[c] * args.mass[k] : 0.f;
@@ -116,8 +121,20 @@ cudaError_t convolve_bases(const Problem& problem, const Convolution& convolutio
   args.convolution = convolution;
   args.rows = rows;
   args.factor = factor;
-  args.logit_rows = logit_rows;
+  args.convolved_rows = logit_rows;
   args.logit_bias = logit_bias;
+  return convolve<true>(problem, args, stream);
+}
+
+cudaError_t convolve_gradient(const Problem& problem, const Convolution& convolution, const void* rows,
+                              const float* powers, void* convolved_rows, float* grad_mass, cudaStream_t stream) {
+  Args args{};
+  args.convolution = convolution;
+  args.rows = rows;
+  args.factor = 1;
+  args.convolved_rows = convolved_rows;
+  args.powers = powers;
+  args.grad_mass = grad_mass;
   return convolve<true>(problem, args, stream);
 }
 

@@ -82,11 +82,14 @@ struct Partials {
 // total: sums as [G, C, K], or null; and the mass [G, K], or null.
 cudaError_t add_partials(const Problem&, int channels, const Partials&, float* total, float* mass, cudaStream_t stream);
 
-// The same with the sums as rows [G, Kp, Cp], divided by powers, and the mass, both [G, Kp].
+// The same with the sums as rows [G, Kp, Cp], divided by powers, and the mass, both [G, Kp]; and, unless they are null, as
+// add_partials has them.
 struct PackedSums {
   void* rows = nullptr;
   float* powers = nullptr;
   float* mass = nullptr;
+  float* total = nullptr;
+  float* total_mass = nullptr;
 };
 cudaError_t pack_partials(const Problem&, const Partials&, const PackedSums& out, cudaStream_t stream);
 
@@ -110,6 +113,7 @@ struct SumsGradient {
   void* rows = nullptr;           // [G, Kp, Cp], divided by powers
   float* powers = nullptr;        // [G, Kp]
   float* grad_mass = nullptr;     // [G, Kp]
+  float* total = nullptr;         // [G, C, K], or null
 };
 cudaError_t normalize_gradient(const Problem&, const SumsGradient&, cudaStream_t stream);
 
@@ -128,6 +132,11 @@ struct Convolution {
 // logit_rows [G, Kp, Cp], and factor * rows bias as logit_bias [G, K].
 cudaError_t convolve_bases(const Problem&, const Convolution&, const void* rows, float factor, void* logit_rows,
                            float* logit_bias, cudaStream_t stream);
+
+// The gradient of sums behind the convolution as that of sums in front of it: from rows [G, Kp, Cp], divided by powers
+// [G, Kp], to rows with the same powers, and adds that of the mass to grad_mass [G, Kp].
+cudaError_t convolve_gradient(const Problem&, const Convolution&, const void* rows, const float* powers,
+                              void* convolved_rows, float* grad_mass, cudaStream_t stream);
 
 // Sums of features as sums of what the convolution makes of them: weight sums + bias mass, one slot [G, 1, Kp, Cp].
 cudaError_t convolve_sums(const Problem&, const Convolution&, const PackedSums& packed, float* sums,

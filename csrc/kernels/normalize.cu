@@ -87,6 +87,9 @@ __global__ void __launch_bounds__(LINE_THREADS, 1) normalize_gradient_kernel(con
     io.powers[place.row()] = exists ? power : 1.f;
     io.grad_mass[place.row()] = exists ? grad_mass : 0.f;
   }
+  if (io.total == nullptr) return;
+  __syncthreads();
+  for_bases(place, args.channels, args.num_bases, memory, [&](int64_t at, float value) { io.total[at] = value; });
 }
 
 }  // namespace

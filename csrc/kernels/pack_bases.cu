@@ -74,7 +74,13 @@ __global__ void __launch_bounds__(LINE_THREADS, 1) pack_partials_kernel(const Pa
   if (place.first == 0) {
     args.out.powers[place.row()] = power;
     args.out.mass[place.row()] = mass;
+    if (args.out.total_mass != nullptr && place.base < args.num_bases)
+      args.out.total_mass[static_cast<int64_t>(place.image) * args.num_bases + place.base] = mass;
   }
+  if (args.out.total == nullptr) return;
+  __syncthreads();
+  for_bases(place, args.channels, args.num_bases, place.memory,
+            [&](int64_t at, float value) { args.out.total[at] = value; });
 }
 
 }  // namespace

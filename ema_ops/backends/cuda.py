@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..layout import empty_like_order
 from ..problem import Problem
-from .composed import ComposedFolding
+from .base import Backend
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 MAX_BLOCKS = 2**31 - 1  # of one launch
@@ -29,7 +29,7 @@ HOPPER_PARTS = ("tiles", "overlap", "loop")  # see docs/environment.md
 BUILD_RECORD = Path(__file__).parents[1] / "core_build.txt"  # what the installation said about the core
 
 
-class CudaBackend(ComposedFolding):
+class CudaBackend(Backend):
     """See `Backend` for the shapes. `core` is the compiled module, or None and `missing` says why there is none."""
 
     name = "cuda"
@@ -184,6 +184,41 @@ class CudaBackend(ComposedFolding):
         )  # fmt: skip
         return grad_x, *small
 
+    def em_folded_forward(self, problem, x, bases, weight, conv_weight, conv_bias):
+        x, bases, conv_weight = in_order(problem, x), bases.to(torch.float32), aligned(conv_weight.to(x.dtype))
+        matrices = (problem.batch, 1, problem.channels, problem.num_bases)
+        path, sums = (empty(problem, problem.num_iters, *matrices) for _ in range(2))
+        mass = empty(problem, problem.num_iters, problem.batch, 1, problem.num_bases)
+        last, length, y = empty(problem, *matrices), torch.empty_like(mass), empty_like_order(x)
+        self._run(
+            "em_folded_forward", problem, as_features(problem, x), as_weight(weight), as_bases(bases),
+            address(conv_weight), address(conv_bias), as_features(problem, y),
+            *map(address, (path, sums, last, mass, length)),
+        )  # fmt: skip
+        return y, last, path, sums, mass, length
+
+    def em_folded_backward(
+        self, problem, grad_y, grad_bases, x, weight, conv_weight, conv_bias,
+        bases, path, sums, mass, length, need_bases,
+    ):  # fmt: skip
+        x, grad_y, grad_bases = in_order(problem, x), in_order(problem, grad_y), dense(grad_bases)
+        conv_weight = aligned(conv_weight.to(x.dtype))
+        bases, path, sums, mass, length = map(dense, (bases, path, sums, mass, length))
+        grad_x, stop = empty_like_order(x), problem.num_iters - problem.grad_iters
+        grad_sums, logit_sums = (torch.empty_like(path[stop:]) for _ in range(2))
+        logit_mass, grad_initial = torch.empty_like(mass[stop:]), torch.empty_like(bases) if need_bases else None
+        self._run(
+            "em_folded_backward", problem, as_features(problem, x), as_weight(weight), address(conv_weight),
+            address(conv_bias), as_features(problem, grad_y), *map(address, (grad_bases, path, bases, mass, length)),
+            as_features(problem, grad_x), *map(address, (grad_sums, logit_sums, logit_mass, grad_initial)),
+        )  # fmt: skip
+        outer, inner = columns(grad_sums, path[stop:]), columns(sums[stop:], logit_sums)
+        grad_conv_bias = outer @ torch.cat((mass[stop:], logit_mass)).flatten()
+        # float16 has not the range for this product
+        dtype = torch.bfloat16 if problem.dtype == torch.bfloat16 else torch.float32
+        grad_conv_weight = (outer.to(dtype) @ inner.to(dtype).mT).to(torch.float32)
+        return grad_x, grad_conv_weight, grad_conv_bias, grad_initial
+
     def em_unit(self, problem, x, bases, weight, weight1, bias1, weight2, bias2):
         x, bases, weight2 = in_order(problem, x), bases.to(torch.float32), aligned(weight2)
         y, last = empty_like_order(x), empty(problem, problem.batch, 1, problem.channels, problem.num_bases)
@@ -337,6 +372,11 @@ def as_bases(bases: Tensor) -> tuple[int, ...]:
 def dense(tensor: Tensor | None) -> Tensor | None:
     """In float32 and contiguous; None stays None."""
     return None if tensor is None else tensor.to(torch.float32).contiguous()
+
+
+def columns(*matrices: Tensor) -> Tensor:
+    """Matrices [.., C, K] side by side, all of them: [C, S]."""
+    return torch.cat(matrices).movedim(-2, 0).flatten(1)
 
 
 def empty(problem: Problem, *sizes: int) -> Tensor:

@@ -15,6 +15,7 @@ import emulation
 import torch
 from backend_checks import check, make_bases, normal, uniform
 from emulated import EmulatedBackend, installed
+from folding_checks import check_folding
 from torch import Tensor
 from unit_checks import check_unit, make_parameters
 
@@ -24,7 +25,10 @@ fp32, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
 
 
 class Case(NamedTuple):
-    """A call of `ema_ops.em_<call>` with its gradients, if it has any, on a device with few multiprocessors."""
+    """A call of `ema_ops.em_<call>` with its gradients, if it has any, on a device with few multiprocessors.
+
+    "folded" is the loop behind a folded convolution.
+    """
 
     sizes: tuple[int, int, int, int]  # B, H, N, C
     num_bases: int
@@ -131,6 +135,15 @@ CASES = {
         options={"num_iters": 2, "eps_mode": "max", "eps": 0.2},
     ),
     "unit tf32": Case((1, 1, 70, 40), 7, fp32, "unit", tf32=True, options={"num_iters": 1}),
+    "folded": Case((2, 1, 150, 96), 64, bf16, "folded", weighted=True, options={"num_iters": 2}),
+    "folded fp16 image": Case(
+        (1, 1, 136, 72), 20, fp16, "folded", order="BCN", options={"num_iters": 3, "grad_iters": 2, "scale": 1.5}
+    ),
+    "folded, many bases": Case((2, 1, 70, 40), 90, fp16, "folded", weighted=True, options={"num_iters": 2}),
+    "folded float32": Case(
+        (2, 1, 70, 50), 10, fp32, "folded", weighted=True, options={"num_iters": 2, "eps_mode": "max", "eps": 0.2}
+    ),
+    "Hopper folded": Case((2, 1, 150, 136), 64, bf16, "folded", hopper=True, options={"num_iters": 2}),
     "loop": Case((2, 1, 150, 256), 64, bf16, one_launch=True, weighted=True, options={"num_iters": 3}),
     "loop fp16, more tiles than stages": Case(
         (1, 1, 1544, 264), 50, fp16, one_launch=True, weighted=True, options={"num_iters": 2, "scale": 0.2}
@@ -169,6 +182,9 @@ def run_case(core: Any, case: Case) -> str:
         if case.call == "unit":
             parameters = make_parameters(case.sizes[3], case.num_bases, case.dtype)
             ours = check_unit(inputs["x"], parameters, "cuda", **options)
+        elif case.call == "folded":
+            options["weight"] = options["weight"].squeeze(1) if case.weighted else None
+            ours = check_folding(inputs["x"].squeeze(1), case.num_bases, "cuda", **options)
         else:
             ours = tuple(check(case.call, inputs, grads, "cuda", **options).values())
     digest = hashlib.sha256()
@@ -191,7 +207,7 @@ def make_inputs(case: Case) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         x = x.view(batch, heads, positions, channels)
     bases, bias = make_bases(heads, channels, case.num_bases), normal(batch, heads, case.num_bases, seed=2)
     grad_bases = normal(batch, heads, channels, case.num_bases, seed=5)
-    if case.call in ("attention", "unit"):
+    if case.call in ("attention", "unit", "folded"):
         return {"x": x, "bases": bases}, (normal(*case.sizes, seed=6, dtype=case.dtype), grad_bases)
     if case.call == "step":
         return {"x": x, "bases": bases, "logit_bias": bias}, (grad_bases, normal(*bias.shape, seed=6))

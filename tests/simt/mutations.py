@@ -17,7 +17,7 @@ class Mutation(NamedTuple):
 
 E_STEP, GRADIENT, M_STEP = "kernels/e_step.cu", "kernels/e_step_gradient.cu", "kernels/m_step.cu"
 PRODUCTS, LINES, PACK = "kernels/rank_k_products.cu", "kernels/base_lines.h", "kernels/pack_bases.cu"
-CONVOLVE, TAIL, UNIT = "kernels/convolve_bases.cu", "kernels/unit_tail.cu", "unit.cpp"
+CONVOLVE, TAIL, FOLDED = "kernels/convolve_bases.cu", "kernels/unit_tail.cu", "folded.cpp"
 HOPPER_GRADIENT, HOPPER_VALUES = "hopper/e_step_gradient.cu", "hopper/reconstruct_gradient.cu"
 TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_block.h", "device/pipeline.h"
 HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_step.cu", "hopper/ring.h"
@@ -328,10 +328,38 @@ OTHERS = [
     ),
     Mutation(
         "unit: the last responsibilities of an iteration earlier",
-        UNIT,
+        FOLDED,
         "space.logit_bias, is_last, iteration",
         "space.logit_bias, t == 0, iteration",
         ("unit",),
+    ),
+    Mutation(
+        "folded: the mass of a gradient without the temperature",
+        FOLDED,
+        "    partials.mass_factor = problem.scale;\n",
+        "",
+        ("folded fp16 image",),
+    ),
+    Mutation(
+        "folded: all iterations have the bias of the first",
+        FOLDED,
+        "space.logit_bias + pair * columns",
+        "space.logit_bias",
+        ("folded", "folded float32"),
+    ),
+    Mutation(
+        "folded: the gradient of the mass of sums divided by powers",
+        CONVOLVE,
+        "args.powers[row + threadIdx.x / 4] * bias",
+        "bias",
+        ("folded float32",),
+    ),
+    Mutation(
+        "folded: sums are kept before all are there",
+        PACK,
+        f"if (args.out.total == nullptr) return;\n  {BARRIER}",
+        "if (args.out.total == nullptr) return;",
+        ("folded",),
     ),
     Mutation(
         "Hopper's gradient: tiles are replaced before the M-step has read them",

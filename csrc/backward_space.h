@@ -1,0 +1,44 @@
+// What lies in the workspace between the kernels of a backward pass through iterations.
+#pragma once
+#include <algorithm>
+
+#include "call.h"
+#include "products.h"
+
+namespace ema {
+
+// Two products for every iteration: weighted responsibilities and the gradient of the sums, the gradient of the logits
+// and the bases they were made with.
+struct BackwardSpace {
+  Products products;
+  void* value_rows;
+  float* value_products;  // null: the gradients with values make them
+  Slots slots;
+  float* powers;
+  float* grad_mass;
+
+  BackwardSpace(const Problem& problem, const Plan& plan, Arena& arena)
+      : products(problem, 2 * problem.grad_iters, arena),
+        value_rows(arena.take(row_bytes(problem, problem.channels))),
+        value_products(problem.grad_iters > 1 && plan.reconstruct_gradient.hopper
+                           ? static_cast<float*>(products.left(0))  // free until the first iteration's gradient
+                           : take_products(problem, plan.reconstruct_gradient, arena)),
+        slots(problem,
+              int64_t{std::max({plan.m_step.splits, plan.reconstruct_gradient.splits, fused_splits(plan.gradient),
+                                fused_splits(plan.last_gradient)})} *
+                  padded_channels(problem.channels),
+              std::max({plan.e_step.splits, plan.last_gradient.splits, plan.gradient.splits,
+                        plan.first_gradient.splits}),
+              arena),
+        powers(arena.take_floats(per_base(problem))),
+        grad_mass(arena.take_floats(per_base(problem))) {}
+
+  // The gradient of the last bases, from responsibilities and grad_y; it needs the value rows.
+  Partials grad_bases(const Call& call, const Features& grad_y, const void* responsibilities) const {
+    if (call.plan.reconstruct_gradient.hopper)
+      return call.reconstruct_backward(grad_y, value_rows, responsibilities, value_products, slots);
+    return call.multiply(call.plan.m_step, grad_y, responsibilities, slots);
+  }
+};
+
+}  // namespace ema
