@@ -84,11 +84,12 @@ def test_the_layer_in_training_is_two_calls(emulated, monkeypatch, memory_format
     """Judged beside the same layer as it is written."""
     entries, run_entry = [], emulated._run
     monkeypatch.setattr(emulated, "_run", lambda entry, *rest: (entries.append(entry), run_entry(entry, *rest)))
-    folded, plain, exact = EMAUnit(40, 12, backend="cuda", fold=True), *(EMAUnit(40, 12, fold=False) for _ in range(2))
-    results = []
-    for unit in (folded, plain, exact):
+    folded = EMAUnit(40, 12, backend="cuda", fold=True)
+    plain, exact = (EMAUnit(40, 12, backend="torch", fold=False) for _ in range(2))
+    for unit in (plain, exact):
         unit.load_state_dict(folded.state_dict())
-        unit = unit.double() if unit is exact else unit
+    results = []
+    for unit in (folded, plain, exact.double()):
         x = normal(2, 40, 9, 8, seed=0).to(unit.conv1.weight.dtype, memory_format=memory_format).requires_grad_()
         unit(x).backward(normal(2, 40, 9, 8, seed=1).to(x.dtype))
         results.append((x.grad, unit.conv1.weight.grad, unit.conv1.bias.grad, unit.attention.bases))
