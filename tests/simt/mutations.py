@@ -431,7 +431,7 @@ OTHERS = [
         LOOP_M_STEP,
         "if (POSITIONS_FASTEST && !whole) return",
         "if (POSITIONS_FASTEST && whole) return",
-        ("loop image",),
+        ("loop image, clusters of one image",),
     ),
     Mutation(
         "loop: channels of y that are those of another part",
