@@ -25,6 +25,7 @@ ORDER = [
     "backends",
     "problem",
     "layout",
+    "out_of_memory",
 ]
 FREE = {"interop", "reference", "__init__", "__main__"}
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from ..out_of_memory import is_out_of_memory
 from .processes import is_first, tell_error
 
 COMMANDS = ("info", "bench", "demo", "data", "train", "evaluate", "predict", "validate")
@@ -33,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (MemoryError, RuntimeError) as error:
         # the system ends a process that reads pictures where memory runs out, and PyTorch tells it anywhere
-        if not (isinstance(error, MemoryError) or str(error).startswith("DataLoader worker")):
+        if not (is_out_of_memory(error) or str(error).startswith("DataLoader worker")):
             raise
-        reason = str(error).strip(" .") or "no memory"
+        reason = str(error).partition("\n")[0].strip(" .") or "no memory"
         tell_error(f"ema-ops {args.command}: {reason}: expected more memory, or fewer workers")
         return 2
     except KeyboardInterrupt:

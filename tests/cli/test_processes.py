@@ -1,6 +1,7 @@
 """Of several processes that fail alike, the first of a machine speaks; the others leave it time to."""
 
 import pytest
+import torch
 
 from ema_ops.cli import main, processes
 
@@ -19,6 +20,8 @@ def waited(monkeypatch):
     ("error", "told"),
     [
         (MemoryError(), "no memory: expected more memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nmore"), "Tried 2 GiB: expected more memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "can't allocate memory: expected more"),
         (MemoryError("Unable to allocate 9 GiB"), "Unable to allocate 9 GiB: expected more memory"),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),

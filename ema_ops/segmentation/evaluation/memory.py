@@ -6,17 +6,7 @@ import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-
-_WORDS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc")
-"""Of PyTorch's allocators on a CPU, its shared memory and its libraries, which raise RuntimeError."""
-
-
-def is_no_memory(error: BaseException) -> bool:
-    """Whether `error` says that a device, or the machine itself, has no memory left."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)
+from ...out_of_memory import is_out_of_memory
 
 
 @contextmanager
@@ -25,7 +15,7 @@ def naming_size(count: int, height: int, width: int, scale: float) -> Iterator[N
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_no_memory(error):
+        if not is_out_of_memory(error):
             raise
         reason = (
             f"no memory for pictures of {count} x {height} x {width} at scale {scale:g}: expected a smaller batch, "
@@ -40,7 +30,7 @@ def naming_pictures(names: Sequence[object]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
-        if not (error.errno == errno.ENOMEM if isinstance(error, OSError) else is_no_memory(error)):
+        if not (error.errno == errno.ENOMEM if isinstance(error, OSError) else is_out_of_memory(error)):
             raise
         reason = error.strerror if isinstance(error, OSError) else "no memory: expected a smaller batch"
         raise OSError(errno.ENOMEM, f"{', '.join(map(str, names))}: {reason}") from error

@@ -11,10 +11,10 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from ...out_of_memory import is_out_of_memory
 from ..config import Config
 from ..data import Batch, open_dataset, training_batches
 from ..evaluation import Stopped, evaluate
-from ..evaluation.memory import is_no_memory
 from ..models.checkpoints import save_network
 from .checkpoints import BEST, LATEST, check_new, fingerprint, read_training
 from .distributed import World, world
@@ -124,7 +124,7 @@ class _Run:
                 except NotFiniteError as error:
                     raise self._failed(batch, step, rate, error.result) from None
                 except (RuntimeError, MemoryError) as error:
-                    if not is_no_memory(error):
+                    if not is_out_of_memory(error):
                         raise
                     raise no_memory(config, batch, step, self.world, self.config.out / LATEST) from error
             self.step = step
