@@ -85,7 +85,7 @@ class _Run:
             open_dataset(config.data.kind, config.data.root, split, **config.data.options)
             for split in (config.data.train_split, config.data.val_split)
         )
-        self.network = new_network(config, self.train_set.num_classes, place, first=not resume)
+        self.network = new_network(config, self.train_set.classes, place, first=not resume)
         self.optimizer = make_optimizer(self.network, config.optimizer)
         self.training = TrainingStep(self.network, self.optimizer, place, config.training)
         if resume:

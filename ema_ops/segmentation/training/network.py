@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -13,16 +14,16 @@ from ..models.starting import start_from
 from .distributed import World
 
 
-def new_network(config: Config, num_classes: int, world: World, *, first: bool) -> EMANet:
-    """The network of `config` on the device, with random weights.
+def new_network(config: Config, classes: Sequence[str], world: World, *, first: bool) -> EMANet:
+    """The network of `config` for `classes` on the device, with random weights.
 
-    With `first`, it has those of the files that the run starts from; what does not fit and may be left out is told on
-    stderr. Raises ValueError, TypeError or OSError when an option or a file does not fit.
+    With `first`, it has those of the files that the run starts from; what is left out of them is told on stderr.
+    Raises ValueError, TypeError or OSError when an option or a file does not fit.
     """
     torch.manual_seed(config.training.seed)
     model = config.model
     network = EMANet(
-        num_classes,
+        len(classes),
         norm_layer=world.norm_layer(synchronised=config.training.sync_norm),
         average_group=world.group,
         **model.arguments,
@@ -30,9 +31,9 @@ def new_network(config: Config, num_classes: int, world: World, *, first: bool) 
     if first and model.backbone_weights is not None:
         load_backbone_weights(network, model.backbone_weights)
     if first and model.weights is not None:
-        left_out = start_from(network, model.weights, skip_unfitting=model.skip_unfitting)
-        if left_out and world.is_main:
-            print(f"note: not loaded from {model.weights}; {'; '.join(left_out)}", file=sys.stderr)
+        notes = start_from(network, model.weights, skip_unfitting=model.skip_unfitting, classes=classes)
+        for note in notes if world.is_main else ():
+            print(f"note: {note}", file=sys.stderr)
     if config.training.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.to(world.device)

@@ -72,6 +72,7 @@ def test_a_run_starts_from_the_network_of_another(command, tmp_path):
     status, _, error, before, after = fine_tuned(command, tmp_path, "model.num_iters=5")
     assert status == 0
     assert "not loaded" not in error
+    assert "class 0 is" not in error
     # the rate is as good as none
     learnt = [key for key in before if key.endswith(("weight", "bias"))]
     assert all(torch.equal(after[key], before[key]) for key in learnt)
@@ -103,6 +104,13 @@ def test_other_classes_and_bases_are_left_out_when_asked(command, tmp_path):
     learnt = [key for key in before if key.endswith(("weight", "bias")) and key not in left_out]
     assert len(learnt) > 10
     assert all(torch.equal(after[key], before[key]) for key in learnt)
+
+
+def test_classes_of_other_names_are_told(command, tmp_path):
+    status, _, error, before, after = fine_tuned(command, tmp_path, "data.options.classes=[background, cat, dog]")
+    assert status == 0
+    assert f"note: class 1 is 'red' in {tmp_path / 'run' / 'best.pt'} and 'cat' here" in error.splitlines()
+    assert torch.equal(after["classifier.weight"], before["classifier.weight"])
 
 
 def test_a_file_of_which_nothing_fits(command, tmp_path):
