@@ -100,7 +100,8 @@ rebuild() {
 }
 
 experiments() {
-  nvcc -std=c++17 -O3 -arch=sm_90a -Icsrc -o "$out/experiments" benchmarks/hopper/experiments.cu &&
+  nvcc -std=c++17 -O3 -arch=sm_90a -Icsrc -o "$out/experiments" benchmarks/hopper/experiments.cu \
+    csrc/hopper/tensor_map.cpp &&
     "$out/experiments" > "$out/experiments.csv" && rm "$out/experiments"
 }
 

@@ -16,6 +16,7 @@ struct BackwardSpace {
   Slots slots;
   float* powers;
   float* grad_mass;
+  void *x, *grad_y;  // for copies of the features, or null
 
   BackwardSpace(const Problem& problem, const Plan& plan, Arena& arena)
       : products(problem, 2 * problem.grad_iters, arena),
@@ -31,7 +32,9 @@ struct BackwardSpace {
                         plan.first_gradient.splits}),
               arena),
         powers(arena.take_floats(per_base(problem))),
-        grad_mass(arena.take_floats(per_base(problem))) {}
+        grad_mass(arena.take_floats(per_base(problem))),
+        x(take_aligned(problem, plan, arena)),
+        grad_y(take_aligned(problem, plan, arena)) {}
 
   // The gradient of the last bases, from responsibilities and grad_y; it needs the value rows.
   Partials grad_bases(const Call& call, const Features& grad_y, const void* responsibilities) const {

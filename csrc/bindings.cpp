@@ -96,6 +96,7 @@ void bind_problem(py::module_& m) {
       .def_readwrite("positions_fastest", &Problem::positions_fastest)
       .def_readwrite("weighted", &Problem::weighted)
       .def_readwrite("boxed", &Problem::boxed)
+      .def_readwrite("may_copy", &Problem::may_copy)
       .def_readwrite("num_iters", &Problem::num_iters)
       .def_readwrite("grad_iters", &Problem::grad_iters)
       .def_readwrite("scale", &Problem::scale)
@@ -160,6 +161,7 @@ void bind_plan(py::module_& m) {
       .def_readwrite("grad_x", &Plan::grad_x)
       .def_readwrite("value_grad_x", &Plan::value_grad_x)
       .def_readwrite("unit_tail", &Plan::unit_tail)
+      .def_readwrite("copies", &Plan::copies)
       .def_readwrite("overlap", &Plan::overlap);
   m.def("plan", &make_plan, "problem"_a, "device"_a, "How a problem is launched on a device; needs no device.");
 }

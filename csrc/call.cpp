@@ -28,7 +28,8 @@ IterationSpace::IterationSpace(const Problem& problem, const Plan& plan, bool ke
       responsibilities(nullptr),
       weighted_responsibilities(nullptr),
       weight_maxima(nullptr),
-      slots(problem, plan.iteration, plan.m_step, arena) {
+      slots(problem, plan.iteration, plan.m_step, arena),
+      x(take_aligned(problem, plan, arena)) {
   const bool stored = !plan.iteration.fused;
   if (keeps || (stored && !problem.weighted)) responsibilities = arena.take(responsibility_bytes(problem));
   if (stored && problem.weighted) weighted_responsibilities = arena.take(responsibility_bytes(problem));
@@ -49,6 +50,13 @@ void Call::pack(const float* bases, int channels, float factor, void* rows) cons
 
 void Call::pack(const Bases& bases, int channels, float factor, void* rows, float* dense) const {
   check("pack_rows", pack_rows(problem, bases, channels, factor, rows, dense, stream));
+}
+
+Features Call::aligned(const Features& features, void* memory) const {
+  if (memory == nullptr || can_be_boxed(features, problem.positions_fastest)) return features;
+  const Features copy = aligned_rows(problem, features.channels, memory);
+  check("align_rows", align_rows(problem, features, copy, stream));
+  return copy;
 }
 
 void Call::look_at(const Weight& weight, const IterationSpace& space) const {

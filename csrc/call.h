@@ -22,6 +22,7 @@ struct IterationSpace {
   void* weighted_responsibilities;  // null: they stay on chip or there are no weights
   float* weight_maxima;             // null: weights need not be divided
   Slots slots;
+  void* x;                          // for a copy of the features, or null
 
   // `keeps` if responsibilities are wanted afterwards.
   IterationSpace(const Problem& problem, const Plan& plan, bool keeps, Arena& arena);
@@ -38,6 +39,9 @@ struct Call {
   // Bases as rows, times `factor`; those of any strides also as dense [G, C, K] unless `dense` is null.
   void pack(const float* bases, int channels, float factor, void* rows) const;
   void pack(const Bases& bases, int channels, float factor, void* rows, float* dense = nullptr) const;
+
+  // The features themselves, or a copy of them with aligned rows in `memory` if they cannot be boxed; null: themselves.
+  Features aligned(const Features& features, void* memory) const;
 
   // What the iterations need to know of the weights.
   void look_at(const Weight& weight, const IterationSpace& space) const;

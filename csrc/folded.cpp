@@ -42,6 +42,7 @@ void iterate_folded(const Call& call, const FoldedLoop& io, const FoldedSpace& s
   const Problem& problem = call.problem;
   const IterationSpace& iteration = space.iteration;
   const int64_t columns = int64_t{problem.images()} * problem.num_bases, matrices = columns * problem.channels;
+  const Features x = call.aligned(io.x, iteration.x);
   call.look_at(io.weight, iteration);
   call.pack(io.initial, problem.channels, 1, space.rows, io.path);
   for (int t = 0; t < problem.num_iters; ++t) {
@@ -49,7 +50,7 @@ void iterate_folded(const Call& call, const FoldedLoop& io, const FoldedSpace& s
     call.check("convolve_bases", convolve_bases(problem, io.convolution, space.rows, problem.scale,
                                                 iteration.logit_rows, space.logit_bias, call.stream));
     const bool is_last = t + 1 == problem.num_iters;
-    const Partials partials = call.iterate(io.x, io.weight, space.logit_bias, is_last, iteration);
+    const Partials partials = call.iterate(x, io.weight, space.logit_bias, is_last, iteration);
     PackedSums packed{space.rows, space.powers, space.packed_mass};
     if (io.sums != nullptr) packed.total = io.sums + t * matrices;
     call.check("pack_partials", pack_partials(problem, partials, packed, call.stream));
@@ -84,6 +85,7 @@ void em_folded_backward(const Call& call, const FoldedBackward& io, Arena worksp
   const BackwardSpace& backward = space.backward;
   const Products& products = backward.products;
   const int64_t columns = int64_t{problem.images()} * problem.num_bases, matrices = columns * problem.channels;
+  const Features x = call.aligned(io.x, backward.x);
   const int pairs = problem.grad_iters, last = problem.num_iters - 1, stop = problem.num_iters - pairs;
   auto logit_bias = [&](int pair) { return space.logit_bias + pair * columns; };
   for (int i = 0; i < pairs; ++i) {
@@ -94,9 +96,10 @@ void em_folded_backward(const Call& call, const FoldedBackward& io, Arena worksp
   call.pack(io.bases, problem.channels, 1, backward.value_rows);
 
   void* responsibilities = products.left(2 * pairs - 2);
-  call.respond(io.x, products.right(2 * pairs - 1), logit_bias(pairs - 1), responsibilities, backward.slots.masses);
+  call.respond(x, products.right(2 * pairs - 1), logit_bias(pairs - 1), responsibilities, backward.slots.masses);
+  const Features grad_y = call.aligned(io.grad_y, backward.grad_y);
   SumsGradient sums;
-  sums.partials = backward.grad_bases(call, io.grad_y, responsibilities);
+  sums.partials = backward.grad_bases(call, grad_y, responsibilities);
   sums.extra = io.grad_bases;
   sums.bases = io.bases;
   sums.powers = backward.powers;
@@ -111,10 +114,10 @@ void em_folded_backward(const Call& call, const FoldedBackward& io, Arena worksp
     sums.rows = products.right(2 * pair);
     call.check("convolve_gradient", convolve_gradient(problem, io.convolution, space.rows, sums.powers, sums.rows,
                                                       sums.grad_mass, call.stream));
-    EStepGradient e_step = products.iteration(pair, io.x, io.weight, sums);
+    EStepGradient e_step = products.iteration(pair, x, io.weight, sums);
     e_step.logit_bias = logit_bias(pair);
     if (t == last) {
-      e_step.grad_y = io.grad_y;
+      e_step.grad_y = grad_y;
       e_step.value_rows = backward.value_rows;
       e_step.value_products = backward.value_products;
     }

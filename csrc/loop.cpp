@@ -60,11 +60,12 @@ void em_forward(const Call& call, const Forward& io, Arena workspace) {
   const Problem& problem = call.problem;
   const ForwardSpace space(problem, call.plan, workspace);
   const int64_t columns = int64_t{problem.images()} * problem.num_bases, matrices = columns * problem.channels;
+  const Features x = call.aligned(io.x, space.iteration.x);
   call.look_at(io.weight, space.iteration);
   call.pack(io.initial, problem.channels, problem.scale, space.iteration.logit_rows, io.path);
   for (int t = 0; t < problem.num_iters; ++t) {
     const bool is_last = t + 1 == problem.num_iters;
-    const Partials partials = call.iterate(io.x, io.weight, nullptr, is_last, space.iteration);
+    const Partials partials = call.iterate(x, io.weight, nullptr, is_last, space.iteration);
     Normalized next;
     next.mass = io.mass + t * columns;
     next.length = io.length + t * columns;
@@ -91,15 +92,17 @@ void em_backward(const Call& call, const Backward& io, Arena workspace) {
   const BackwardSpace space(problem, plan, workspace);
   const Products& products = space.products;
   const int64_t columns = int64_t{problem.images()} * problem.num_bases, matrices = columns * problem.channels;
+  const Features x = call.aligned(io.x, space.x);
   const int pairs = problem.grad_iters, last = problem.num_iters - 1, stop = problem.num_iters - pairs;
   for (int i = 0; i < pairs; ++i)
     call.pack(io.path + (stop + i) * matrices, problem.channels, problem.scale, products.right(2 * i + 1));
   call.pack(io.bases, problem.channels, 1, space.value_rows);
 
   void* responsibilities = products.left(2 * pairs - 2);
-  call.respond(io.x, products.right(2 * pairs - 1), nullptr, responsibilities, space.slots.masses);
+  call.respond(x, products.right(2 * pairs - 1), nullptr, responsibilities, space.slots.masses);
+  const Features grad_y = call.aligned(io.grad_y, space.grad_y);
   SumsGradient sums;
-  sums.partials = space.grad_bases(call, io.grad_y, responsibilities);
+  sums.partials = space.grad_bases(call, grad_y, responsibilities);
   sums.extra = io.grad_bases;
   sums.bases = io.bases;
   sums.powers = space.powers;
@@ -110,9 +113,9 @@ void em_backward(const Call& call, const Backward& io, Arena workspace) {
     sums.length = io.length + t * columns;
     sums.rows = products.right(2 * pair);
     call.check("normalize_gradient", normalize_gradient(problem, sums, call.stream));
-    EStepGradient e_step = products.iteration(pair, io.x, io.weight, sums);
+    EStepGradient e_step = products.iteration(pair, x, io.weight, sums);
     if (t == last) {
-      e_step.grad_y = io.grad_y;
+      e_step.grad_y = grad_y;
       e_step.value_rows = space.value_rows;
       e_step.value_products = space.value_products;
     }

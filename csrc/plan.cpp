@@ -293,10 +293,20 @@ MStepPlan plan_reconstruct_gradient(const Problem& problem, const Device& device
   return plan;
 }
 
-Plan make_plan(const Problem& problem, const Device& device) {
+// Whether features are copied to rows of which boxes can be.
+bool copies_features(const Problem& problem, const Device& device) {
+  Problem copied = problem;
+  copied.boxed = true;
+  return !problem.boxed && problem.may_copy && for_hopper(copied, device);
+}
+
+Plan make_plan(const Problem& asked, const Device& device) {
+  Problem problem = asked;
+  problem.boxed = asked.boxed || copies_features(asked, device);
   auto e_step = [&](const EStepWork& work) { return plan_e_step(problem, device, work); };
   Plan plan;
-  plan.loop = plan_loop(problem, device);
+  plan.copies = problem.boxed && !asked.boxed;
+  plan.loop = plan_loop(asked, device);
   plan.e_step = e_step({false, false, false});
   plan.iteration = e_step({true, false, false});
   plan.gradient = e_step({true, true, false});
@@ -309,7 +319,7 @@ Plan make_plan(const Problem& problem, const Device& device) {
   plan.reconstruction = plan_products(problem, 1, problem.value_channels, device);
   plan.grad_x = plan_products(problem, 2 * problem.grad_iters, problem.channels, device);
   plan.value_grad_x = plan_products(problem, 1, problem.channels, device);
-  plan.unit_tail = plan_unit_tail(problem, device);
+  plan.unit_tail = plan_unit_tail(asked, device);
   plan.overlap = device.overlap;
   return plan;
 }

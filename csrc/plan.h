@@ -92,6 +92,7 @@ struct Plan {
   ProductsPlan grad_x;          // two products for every iteration
   ProductsPlan value_grad_x;    // of a reconstruction alone: one product
   UnitTailPlan unit_tail;
+  bool copies = false;        // features that cannot be boxed are copied to aligned rows first, for csrc/hopper
   bool overlap = false;       // kernels start before those in front of them have ended
 };
 Plan make_plan(const Problem&, const Device&);

@@ -19,6 +19,14 @@ struct Features {
   int channels = 0;
 };
 
+// Whether boxes of 16-bit features can be copied: all rows start at multiples of 16 bytes. What is expanded has a stride
+// of 0, of which the copy engine's documentation says nothing.
+inline bool can_be_boxed(const Features& x, bool positions_fastest) {
+  const int64_t row = positions_fastest ? x.channel_stride : x.position_stride;
+  return x.batch_stride != 0 && x.head_stride != 0 && row != 0 &&
+         (reinterpret_cast<uintptr_t>(x.data) | 2 * static_cast<uint64_t>(x.batch_stride | x.head_stride | row)) % 16 == 0;
+}
+
 // A weight [batch, heads, positions] of float32 with any strides; data may be null: all ones.
 struct Weight {
   const float* data = nullptr;
@@ -31,7 +39,8 @@ struct Problem {
   bool tf32 = false;               // float32 products may drop to tf32
   bool positions_fastest = false;  // memory order of all features: [.., C, N] instead of [.., N, C]
   bool weighted = false;           // positions have weights
-  bool boxed = false;              // all features start and step at multiples of 16 bytes: boxes of them can be copied
+  bool boxed = false;              // boxes of all features can be copied
+  bool may_copy = false;           // features may be copied to rows of which boxes can be: they are read many times
   int num_iters = 1, grad_iters = 1;
   float scale = 1, eps = 0;
   bool eps_max = false;  // divide by max(eps, value) instead of eps + value

@@ -33,6 +33,25 @@ inline int64_t row_bytes(const Problem& problem, int channels) {
   return per_base(problem) * padded_channels(channels) * element_size(problem.dtype);
 }
 
+// Features of 16 bits behind each other, but that all rows start at multiples of 32 bytes: at the sectors of the memory.
+inline Features aligned_rows(const Problem& problem, int channels, void* memory) {
+  const bool columns = problem.positions_fastest;
+  Features aligned;
+  aligned.data = memory;
+  aligned.channels = channels;
+  aligned.position_stride = columns ? 1 : round_up(channels, 16);
+  aligned.channel_stride = columns ? round_up(problem.positions, 16) : 1;
+  aligned.head_stride = columns ? channels * aligned.channel_stride : problem.positions * aligned.position_stride;
+  aligned.batch_stride = problem.heads * aligned.head_stride;
+  return aligned;
+}
+
+// Memory for them, or null where the plan wants no copy.
+inline void* take_aligned(const Problem& problem, const Plan& plan, Arena& arena) {
+  const Features rows = aligned_rows(problem, problem.channels, nullptr);
+  return plan.copies ? arena.take(2 * problem.batch * rows.batch_stride) : nullptr;
+}
+
 // Splits of which each has a slot of partial sums.
 inline int fused_splits(const EStepPlan& e_step) { return e_step.fused ? e_step.splits : 0; }
 

@@ -1,6 +1,7 @@
 // What the parts of a Hopper multiprocessor do in a clock, beside what the model of the kernels assumes (docs/hopper.md).
 //
-// nvcc -std=c++17 -O3 -arch=sm_90a -Icsrc -o experiments benchmarks/hopper/experiments.cu && ./experiments > FILE.csv
+// nvcc -std=c++17 -O3 -arch=sm_90a -Icsrc -o experiments benchmarks/hopper/experiments.cu csrc/hopper/tensor_map.cpp
+// ./experiments > FILE.csv
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -67,6 +68,27 @@ __global__ void copies_kernel(const unsigned char* data, long long share, long l
 #endif
 }
 
+constexpr int BOX_BYTES = 64 * 128, BOXES = 384, BOXES_AT_ONCE = 8;
+
+// One thread of every block copies boxes of [64 lines][64 columns] along lines of its own, from `column` on.
+__global__ void boxes_kernel(const __grid_constant__ TensorMap map, long long* clocks, int boxes, int column) {
+#if EMA_HOPPER
+  EMA_SHARED(shared);
+  auto* barriers = reinterpret_cast<Barrier*>(shared + BOXES_AT_ONCE * BOX_BYTES);
+  for (int i = 0; i < BOXES_AT_ONCE; ++i) init_barrier(barriers + i, 1);
+  publish_barriers();
+  const long long start = clock64();
+  for (int i = 0; i < boxes + BOXES_AT_ONCE; ++i) {
+    const int slot = i % BOXES_AT_ONCE;
+    if (i >= BOXES_AT_ONCE && i - BOXES_AT_ONCE < boxes) wait(barriers + slot, (i / BOXES_AT_ONCE - 1) & 1);
+    if (i >= boxes) continue;
+    arrive_expecting(barriers + slot, BOX_BYTES);
+    copy_box(shared + slot * BOX_BYTES, map, barriers + slot, column + i * 64, static_cast<int>(blockIdx.x) * 64, 0, 0);
+  }
+  clocks[blockIdx.x] = clock64() - start;
+#endif
+}
+
 constexpr int PRODUCTS = 512;
 
 // The rate of products of one or more warpgroups: A in registers or in shared memory, B in shared memory.
@@ -127,6 +149,26 @@ void time_products(long long* clocks, float* sink, int multiprocessors) {
   }
 }
 
+// Lines of `data` that start at multiples of `step` bytes, boxes from `column` on. False if the kernel was stopped.
+bool time_boxes(void* data, long long* clocks, int multiprocessors, int step, int column) {
+  Matrices matrices;
+  matrices.data = data;
+  matrices.lines = 64 * multiprocessors, matrices.columns = 64 * BOXES + 64;
+  matrices.line_stride = matrices.columns + step / 2;
+  TensorMap map;
+  check(make_tensor_map(&map, matrices, 64), "tensor map");
+  for (int boxes : {BOXES_AT_ONCE, BOXES})
+    check(launch(boxes_kernel, dim3(multiprocessors), dim3(1), BOXES_AT_ONCE * (BOX_BYTES + 8), nullptr, map, clocks, boxes,
+                 column), "boxes");
+  const cudaError_t error = cudaDeviceSynchronize();
+  std::printf("boxes,[64][64] lines at multiples of %d bytes from column %d,", step, column);
+  if (error == cudaSuccess)
+    std::printf("%.1f,B/clk/SM\n", 1. * BOXES * BOX_BYTES / slowest(clocks, multiprocessors));
+  else
+    std::printf("0,%s\n", cudaGetErrorString(error));
+  return error == cudaSuccess;
+}
+
 }  // namespace
 
 int main() {
@@ -179,5 +221,10 @@ int main() {
   time_products<64, false>(clocks, sink, multiprocessors);
   time_products<128, false>(clocks, sink, multiprocessors);
   time_products<256, false>(clocks, sink, multiprocessors);
+
+  for (int step : {128, 32, 16})
+    if (!time_boxes(data, clocks, multiprocessors, step, 0)) return 1;
+  // the last one: a column between two units of 16 bytes is said to stop the kernel, and then nothing more runs
+  time_boxes(data, clocks, multiprocessors, 128, 1);
   return 0;
 }

@@ -72,14 +72,21 @@ def again(shape: Shape) -> tuple[float, float]:
     return shape.feature_bytes - cached, cached
 
 
-def forward(shape: Shape) -> dict[str, float]:
-    """Microseconds of the parts of a forward pass."""
+def copy(shape: Shape) -> float:
+    """Clocks of a copy of the features to aligned rows."""
+    return GAP + FILL + 2 * shape.feature_bytes / min(MEMORY_RATE, PORT_RATE * MULTIPROCESSORS)
+
+
+def forward(shape: Shape, *, aligned: bool = True) -> dict[str, float]:
+    """Microseconds of the parts of a forward pass; not `aligned`: no boxes of the features can be copied."""
     blocks = shape.batch * splits(shape)
     x, z = shape.feature_bytes, shape.responsibility_bytes
     missed, cached = again(shape)
+    first = (x, 0.0) if aligned else (missed, cached)  # a copy was made just before
     return _microseconds(
         {
-            "first iteration": launch(shape, 2, x, 0, blocks),
+            **({} if aligned else {"copy": copy(shape)}),
+            "first iteration": launch(shape, 2, *first, blocks),
             "other iterations": (shape.num_iters - 1) * launch(shape, 2, missed, cached, blocks),
             "normalisations": shape.num_iters * addition(shape),
             "reconstruction": launch(shape, 1, x, z, blocks),
@@ -87,16 +94,18 @@ def forward(shape: Shape) -> dict[str, float]:
     )
 
 
-def backward(shape: Shape) -> dict[str, float]:
+def backward(shape: Shape, *, aligned: bool = True) -> dict[str, float]:
     """Microseconds of the parts of an exact backward pass."""
     blocks = shape.batch * splits(shape)
     x, z = shape.feature_bytes, shape.responsibility_bytes
     missed, cached = again(shape)
+    first = (x, 0.0) if aligned else (missed, cached)  # a copy was made just before
     return _microseconds(
         {
-            "responsibilities again": launch(shape, 1, x, z, blocks),
+            **({} if aligned else {"copies": 2 * copy(shape)}),
+            "responsibilities again": launch(shape, 1, first[0], first[1] + z, blocks),
             # responsibilities are read, products with the value rows are written in float32
-            "gradient of y": launch(shape, 2, x, 3 * z, blocks),
+            "gradient of y": launch(shape, 2, first[0], first[1] + 3 * z, blocks),
             "last iteration": launch(shape, 3, missed, cached + 4 * z, blocks),
             "other iterations": (shape.num_iters - 1) * launch(shape, 3, missed, cached + 2 * z, blocks),
             "normalisations": (shape.num_iters + 1) * addition(shape),
@@ -112,10 +121,12 @@ def _microseconds(clocks: dict[str, float]) -> dict[str, float]:
 def main() -> None:
     """Print the table."""
     for name, of in (("forward", forward), ("backward", backward)):
-        for batch in (1, 8, 16):
-            parts = of(Shape(batch, 65 * 65))
-            listed = ", ".join(f"{part} {value:.1f}" for part, value in parts.items())
-            print(f"{name} ({batch}, 65 x 65): {sum(parts.values()):.0f} us = {listed}")
+        for aligned in (True, False):
+            for batch in (1, 8, 16):
+                parts = of(Shape(batch, 65 * 65), aligned=aligned)
+                listed = ", ".join(f"{part} {value:.1f}" for part, value in parts.items())
+                order = "channels last" if aligned else "contiguous"
+                print(f"{name} ({batch}, 65 x 65) {order}: {sum(parts.values()):.0f} us = {listed}")
 
 
 if __name__ == "__main__":

@@ -44,33 +44,35 @@ EMA_DEVICE Matrix<Word> image_of(const Features& features, int image, int heads,
                            : Matrix<Word>(data, features.position_stride, positions, features.channels);
 }
 
+// 16 of the 32 bytes of two units behind each other, from byte `first` on: an even number below 16.
+EMA_DEVICE uint4 unit_between(const uint4& low, const uint4& high, int first) {
+  uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+  // constant indices only: an index known at run time would put the words into local memory
+#pragma unroll
+  for (int i = 0; i < 6; ++i) words[i] = first & 8 ? words[i + 2] : words[i];
+#pragma unroll
+  for (int i = 0; i < 5; ++i) words[i] = first & 4 ? words[i + 1] : words[i];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) words[i] = first & 2 ? words[i] >> 16 | words[i + 1] << 16 : words[i];
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
 // 16 bytes from any address of an element, the first `valid` elements of them real and the rest zero. Reads whole
 // aligned units where they lie between `begin` and `end`.
 template <class Word>
 EMA_DEVICE uint4 load_unaligned(const Word* source, int valid, const void* begin, const void* end) {
   constexpr int UNIT = 16 / sizeof(Word);
   uintptr_t address = reinterpret_cast<uintptr_t>(source), shift = address & 15, first = address - shift;
-  uint32_t words[8] = {};
-  if (valid == UNIT && first >= reinterpret_cast<uintptr_t>(begin) && first + 32 <= reinterpret_cast<uintptr_t>(end)) {
-    uint4 low = load_16(reinterpret_cast<const void*>(first));
-    uint4 high = load_16(reinterpret_cast<const void*>(first + 16));
-    words[0] = low.x, words[1] = low.y, words[2] = low.z, words[3] = low.w;
-    words[4] = high.x, words[5] = high.y, words[6] = high.z, words[7] = high.w;
-    // constant indices only: an index known at run time would put the words into local memory
+  if (valid == UNIT && first >= reinterpret_cast<uintptr_t>(begin) && first + 32 <= reinterpret_cast<uintptr_t>(end))
+    return unit_between(load_16(reinterpret_cast<const void*>(first)), load_16(reinterpret_cast<const void*>(first + 16)),
+                        static_cast<int>(shift));
+  uint32_t words[4] = {};
 #pragma unroll
-    for (int i = 0; i < 6; ++i) words[i] = shift & 8 ? words[i + 2] : words[i];
-#pragma unroll
-    for (int i = 0; i < 5; ++i) words[i] = shift & 4 ? words[i + 1] : words[i];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) words[i] = shift & 2 ? words[i] >> 16 | words[i + 1] << 16 : words[i];
-  } else {
-#pragma unroll
-    for (int i = 0; i < UNIT; ++i)
-      if (i < valid) {
-        uint32_t value = source[i];
-        words[i * sizeof(Word) / 4] |= sizeof(Word) == 4 ? value : value << (i % 2 * 16);
-      }
-  }
+  for (int i = 0; i < UNIT; ++i)
+    if (i < valid) {
+      uint32_t value = source[i];
+      words[i * sizeof(Word) / 4] |= sizeof(Word) == 4 ? value : value << (i % 2 * 16);
+    }
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 

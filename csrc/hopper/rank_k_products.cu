@@ -2,7 +2,8 @@
 //
 // A block writes tiles of 128 positions by 128 channels: a group of channels of an image, a share of its positions.
 // One thread loads, two warpgroups multiply: 64 positions by 128 channels each, or 64 channels by 128 positions if they
-// are fastest. Each stores what it made while the next products run. The right operands stay where all of them fit.
+// are fastest. Each stores what it made as boxes while the next products run; by its threads where rows of the result do
+// not start at multiples of 16 bytes. The right operands stay where all of them fit.
 #include "hopper.h"
 #include "ring.h"
 #include "share.h"
@@ -14,9 +15,10 @@ constexpr int GROUPS = PRODUCTS_TILE / 64, MULTIPLIERS = 128 * GROUPS, THREADS =
 
 struct Args {
   ProductsPlan plan;
-  int products, batch, heads, positions, channels, channel_groups;
+  Features out;
+  int products, batch, heads, positions, channel_groups;
   float factor;
-  bool saturate;
+  bool saturate, boxed;  // boxed: boxes of `out` can be copied
 };
 
 #if EMA_HOPPER
@@ -71,6 +73,24 @@ EMA_DEVICE void write_result(const float (&d)[64], unsigned char* result, float 
           rounded(d[4 * j + 2 * half]) | rounded(d[4 * j + 2 * half + 1]) << 16;
     }
 }
+
+// The part of such a result from (row, column) of a matrix on that lies within it, wherever its rows start: whole aligned
+// units of 16 bytes, and single numbers at both ends. All threads of the warpgroup take part.
+EMA_DEVICE void store_rows(unsigned char* result, const Matrix<uint16_t>& out, int row, int column) {
+  constexpr int UNIT = 8, UNITS = PRODUCTS_TILE / UNIT + 1;  // of a row: it may begin within one
+  const int end = min(PRODUCTS_TILE, out.columns - column), rows = min(64, out.rows - row);
+  for (int i = threadIdx.x % 128; i < rows * UNITS; i += 128) {
+    const int r = i / UNITS;
+    auto at = [&](int c) { return Tile<uint16_t, 64>{result + c / 64 * BOX_BYTES}.at(r, c % 64); };
+    auto unit = [&](int number) { return *reinterpret_cast<const uint4*>(at(min(number, UNITS - 2) * UNIT)); };
+    uint16_t* target = out.data + (row + r) * out.stride + column;
+    const int begin = i % UNITS * UNIT - static_cast<int>(reinterpret_cast<uintptr_t>(target) / 2 % UNIT);
+    if (begin >= 0 && begin + UNIT <= end)
+      *reinterpret_cast<uint4*>(target + begin) = unit_between(unit(begin / UNIT), unit(begin / UNIT + 1), begin % UNIT * 2);
+    else
+      for (int c = max(begin, 0); c < min(begin + UNIT, end); ++c) target[c] = *at(c);
+  }
+}
 #endif
 
 template <class Math, bool POSITIONS_FASTEST>
@@ -119,14 +139,16 @@ __global__ void __launch_bounds__(THREADS, 1)
     write_result<Math>(d, result, args.factor, args.saturate);
     fence_copies();
     meet(1 + group, 128);
-    if (stores) {
-      const int position = tile * PRODUCTS_TILE;
-      const int row = (POSITIONS_FASTEST ? work.channel : position) + 64 * group;
-      const int column = POSITIONS_FASTEST ? position : work.channel;
-      const int rows = POSITIONS_FASTEST ? args.channels : args.positions;
-      const int columns = POSITIONS_FASTEST ? args.positions : args.channels;
+    const int position = tile * PRODUCTS_TILE;
+    const int row = (POSITIONS_FASTEST ? work.channel : position) + 64 * group;
+    const int column = POSITIONS_FASTEST ? position : work.channel;
+    const auto image = image_of<uint16_t, POSITIONS_FASTEST>(args.out, work.batch * args.heads + work.head, args.heads,
+                                                             args.positions);
+    if (!args.boxed) {
+      store_rows(result, image, row, column);
+    } else if (stores) {
       for (int i = 0; i < PRODUCTS_TILE / 64; ++i)
-        if (row < rows && column + 64 * i < columns)
+        if (row < image.rows && column + 64 * i < image.columns)
           store_box(out, result + i * BOX_BYTES, column + 64 * i, row, work.head, work.batch);
       commit_stores();
     }
@@ -139,19 +161,20 @@ __global__ void __launch_bounds__(THREADS, 1)
 
 cudaError_t rank_k_products(const Problem& problem, const ProductsPlan& plan, int products, const void* left,
                             const void* right, float factor, const Features& out, bool saturate, cudaStream_t stream) {
-  TensorMap maps[3];
+  TensorMap maps[3] = {};
   Matrices lefts = as_matrices(problem, left, problem.positions, 64);
   Matrices rights = as_matrices(problem, right, 64, padded_channels(out.channels));
   lefts.batch *= products;
   rights.batch *= products;
   cudaError_t error = make_tensor_map(&maps[0], lefts, PRODUCTS_TILE);
   if (error == cudaSuccess) error = make_tensor_map(&maps[1], rights, 64);
-  if (error == cudaSuccess) error = make_tensor_map(&maps[2], as_matrices(problem, out), 64);
+  const bool boxed = can_be_boxed(out, problem.positions_fastest);
+  if (error == cudaSuccess && boxed) error = make_tensor_map(&maps[2], as_matrices(problem, out), 64);
   if (error != cudaSuccess) return error;
   const int channel_groups = (out.channels - 1) / PRODUCTS_TILE + 1;
   const dim3 grid(problem.images() * plan.splits * channel_groups);
-  const Args args{plan,         products,       problem.batch, problem.heads, problem.positions,
-                  out.channels, channel_groups, factor,        saturate};
+  const Args args{plan,           out,    products, problem.batch, problem.heads, problem.positions,
+                  channel_groups, factor, saturate, boxed};
   return with_half_math(problem, [&](auto math) {
     using Math = decltype(math);
     auto kernel = problem.positions_fastest ? rank_k_products_kernel<Math, true> : rank_k_products_kernel<Math, false>;

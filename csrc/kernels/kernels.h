@@ -27,6 +27,9 @@ struct Bases {
 cudaError_t pack_rows(const Problem&, const Bases& bases, int channels, float factor, void* rows, float* dense,
                       cudaStream_t stream);
 
+// A copy of features of 16 bits from any rows to those that start at multiples of 16 bytes (aligned_rows of workspace.h).
+cudaError_t align_rows(const Problem&, const Features& in, const Features& out, cudaStream_t stream);
+
 // The largest weight in each of WEIGHT_PARTS parts of every image: maxima [G, WEIGHT_PARTS]. For float16 weights are
 // divided by a power of two near the largest one, so that weights of any size meet its range.
 cudaError_t weight_maxima(const Problem&, const Weight& weight, float* maxima, cudaStream_t stream);

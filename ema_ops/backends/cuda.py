@@ -26,6 +26,8 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "
 MAX_BLOCKS = 2**31 - 1  # of one launch
 MAX_POSITIONS = 2**31 - 256  # a position is counted in 32 bits, a little beyond the last one too
 HOPPER_PARTS = ("tiles", "overlap", "loop")  # see docs/environment.md
+# entry points that may read the features more than once
+LOOPS = ("em_forward", "em_backward", "em_folded_forward", "em_folded_backward", "em_unit")
 BUILD_RECORD = Path(__file__).parents[1] / "core_build.txt"  # what the installation said about the core
 
 
@@ -248,6 +250,8 @@ class CudaBackend(Backend):
         described.dtype = getattr(self.core.Dtype, DTYPES[problem.dtype])
         described.tf32 = tf32
         described.boxed = boxed
+        # a copy costs as much as two passes over the features
+        described.may_copy = entry in LOOPS and problem.num_iters > 1
         described.positions_fastest = problem.order == "BHCN"
         described.eps_max = problem.eps_mode == "max"
         plan = self.make_plan(described, problem.device)

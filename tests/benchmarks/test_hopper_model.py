@@ -29,5 +29,8 @@ def test_table_names_every_shape(capsys):
     model.main()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        f"{mode} ({batch}, 65 x 65)" for mode in ("forward", "backward") for batch in (1, 8, 16)
+        f"{mode} ({batch}, 65 x 65) {order}"
+        for mode in ("forward", "backward")
+        for order in ("channels last", "contiguous")
+        for batch in (1, 8, 16)
     ]

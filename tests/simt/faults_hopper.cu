@@ -28,6 +28,7 @@ enum Fault {
   products_left,
   box_outside,
   box_misaligned,
+  box_between_units,
   operand_outside,
   operand_between,
   other_count,
@@ -62,7 +63,7 @@ __global__ void ring(const __grid_constant__ TensorMap map, float* out, Fault fa
       arrive_expecting(filled + slot, BOX + (fault == fewer_bytes ? -16 : fault == more_bytes ? 16 : 0));
       if (fault == too_many_arrivals) arrive(filled + slot);
       const int shift = fault == box_outside && i == 3 ? STAGED : fault == box_misaligned ? 64 : 0;
-      copy_box(shared + BOX * slot + shift, map, filled + slot, 64 * i, 0, 0, 0);
+      copy_box(shared + BOX * slot + shift, map, filled + slot, 64 * i + (fault == box_between_units ? 4 : 0), 0, 0, 0);
     }
     return;
   }

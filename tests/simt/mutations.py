@@ -23,6 +23,7 @@ TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_
 HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_step.cu", "hopper/ring.h"
 HOPPER_E_STEP, HOPPER_TAIL = "hopper/e_step.cu", "hopper/unit_tail.cu"
 FEATURE_TILE, GROUP_TILE = "hopper/feature_tile.h", "hopper/group_tile.h"
+ALIGN, ODD_ROWS = "kernels/align_rows.cu", ("Hopper, odd rows of images", "Hopper, odd rows of heads")
 LOOP_E_STEP, LOOP_M_STEP, LOOP_SUMS = "hopper/loop_e_step.h", "hopper/loop_m_step.h", "hopper/loop_sums.h"
 LONG_LOOP, SHARED_IMAGES = ("loop fp16, more tiles than stages",), ("loop, clusters of one image",)
 WAIT, WAIT_FOR_TOO_FEW = "copy_async_wait(next - 1 - i);", "copy_async_wait(next - i);"
@@ -175,6 +176,22 @@ OTHERS = [
         "batch = work.batch",
         ("Hopper",),
     ),
+    Mutation(
+        "Hopper's products: numbers of odd rows that are not shifted",
+        HOPPER_PRODUCTS,
+        "unit(begin / UNIT + 1), begin % UNIT * 2)",
+        "unit(begin / UNIT + 1), 0)",
+        ODD_ROWS,
+    ),
+    Mutation(
+        "Hopper's products: beyond the end of odd rows",
+        HOPPER_PRODUCTS,
+        "begin >= 0 && begin + UNIT <= end",
+        "begin >= 0 && begin < end",
+        ODD_ROWS,
+    ),
+    Mutation("copy: one row for all", ALIGN, "in.data + r * in.stride", "in.data + row * in.stride", ODD_ROWS),
+    Mutation("copy: does not wait for the kernels before it", ALIGN, "  wait_for_predecessors();\n", "", ODD_ROWS),
     Mutation(
         "Hopper's M-step: channels of a group",
         HOPPER_M_STEP,

@@ -60,6 +60,11 @@ void check_place(const void* shared, int bytes, int alignment, const char* what,
     simt::fail(place, "%s at byte %td of shared memory: expected a multiple of %d", what, offset_of(shared), alignment);
 }
 
+// The innermost coordinate of a box: one between two units of 16 bytes is an illegal instruction.
+void check_start(const int (&start)[4], const Place& place) {
+  if (start[0] % 8 != 0) simt::fail(place, "a box from column %d on: expected a multiple of 8", start[0]);
+}
+
 void check_bytes(const void* global, int bytes, const char* what, const Place& place) {
   simt_ptx::check_global(global, what, place);
   if (bytes <= 0 || bytes % 16 != 0) simt::fail(place, "%s of %d bytes: expected a multiple of 16", what, bytes);
@@ -148,6 +153,7 @@ void copy_box(unsigned blocks, void* shared, const TensorMap& map, Barrier* barr
               const Place& place) {
   check_barrier(barrier, place);
   check_place(shared, map.bytes(), 128, "a box", place);
+  check_start(start, place);
   if (blocks == 0) simt::fail(place, "a box for no block");
   for (int rank = 0; rank < 16; ++rank) {
     if ((blocks >> rank & 1) == 0) continue;
@@ -176,6 +182,7 @@ void copy_bytes(void* shared, const void* global, int bytes, Barrier* barrier, c
 
 void store_box(const TensorMap& map, const void* shared, const int (&start)[4], const Place& place) {
   check_place(shared, map.bytes(), 128, "a box", place);
+  check_start(start, place);
   auto box = static_cast<unsigned char*>(const_cast<void*>(shared));
   auto copy = std::make_shared<std::vector<unsigned char>>(map.bytes());
   const Start to{{start[0], start[1], start[2], start[3]}};

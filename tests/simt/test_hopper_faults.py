@@ -75,6 +75,7 @@ def test_faults_that_show(library, fault, orders):
         ("products_left", "forward", "without having waited for its products"),
         ("box_outside", "forward", "a box from byte 24576 to 32768 of 17440 bytes of shared memory"),
         ("box_misaligned", "forward", "a box at byte 64 of shared memory: expected a multiple of 128"),
+        ("box_between_units", "forward", "a box from column 4 on: expected a multiple of 8"),
         ("operand_outside", "forward", "operand A from byte 16384 to 24576 of 17440 bytes of shared memory"),
         ("operand_between", "forward", "not in the first of 8 lines"),
         ("other_count", "forward", r"meet\(1, 64\), while others meet there as 128 at"),
