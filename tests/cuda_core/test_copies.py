@@ -1,4 +1,4 @@
-"""Features of which no boxes can be copied: the loop copies them to aligned rows, and results are written to any rows."""
+"""Features of which no boxes can be copied: the loop copies them to aligned rows, and results have any rows."""
 
 from __future__ import annotations
 

@@ -94,8 +94,12 @@ CASES = {
     "Hopper, odd rows of images": Case(
         (2, 1, 129, 72), 20, bf16, order="BCN", weighted=True, hopper=True, options={"num_iters": 2}
     ),
-    "Hopper, odd rows of heads": Case((1, 2, 143, 136), 33, fp16, order="BCN", offset=5, hopper=True, options={"num_iters": 2}),
-    "Hopper, unaligned rows": Case((2, 2, 66, 67), 9, bf16, offset=3, weighted=True, hopper=True, options={"num_iters": 2}),
+    "Hopper, odd rows of heads": Case(
+        (1, 2, 143, 136), 33, fp16, order="BCN", offset=5, hopper=True, options={"num_iters": 2}
+    ),
+    "Hopper, unaligned rows": Case(
+        (2, 2, 66, 67), 9, bf16, offset=3, weighted=True, hopper=True, options={"num_iters": 2}
+    ),
     "Hopper, rows of half units": Case((2, 1, 68, 260), 64, fp16, hopper=True, options={"num_iters": 2}),
     "Hopper unit, odd rows": Case(
         (2, 1, 65, 72), 9, bf16, "unit", order="BCN", weighted=True, hopper=True, options={"num_iters": 2}
