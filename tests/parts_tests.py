@@ -33,7 +33,8 @@ class PartsTests:
     @dtypes
     @orders
     def test_both_around_a_convolution(self, backend, layout, dtype):
-        check_folding(make_features((2, 70, 40), dtype, layout), 9, backend, num_iters=2)
+        x, weight = make_features((2, 70, 40), dtype, layout), uniform(2, 70, seed=3)
+        check_folding(x, 9, backend, num_iters=2, weight=weight, scale=1.5)
 
     @pytest.mark.parametrize("biased", [False, True])
     def test_step_of_heads(self, backend, biased):

@@ -8,9 +8,6 @@ from folding_checks import check_folding, plain, results_and_gradients
 from torch.library import opcheck
 
 import ema_ops
-from ema_ops import backends
-from ema_ops.backends.composed import ComposedFolding
-from ema_ops.backends.eager import EagerBackend
 from ema_ops.folding import folded_em_attention
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
@@ -178,22 +175,6 @@ def test_second_derivatives_raise():
         grad.square().sum().backward()
     with pytest.raises(NotImplementedError):
         torch.func.jvp(lambda x: folded_em_attention(x, *others)[0], (x,), (x,))
-
-
-class Composed(EagerBackend):
-    """The loop behind a convolution made of the parts."""
-
-    em_folded_forward = ComposedFolding.em_folded_forward
-    em_folded_backward = ComposedFolding.em_folded_backward
-
-
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_made_of_the_parts_it_is_the_same(options, monkeypatch):
-    tensors, weight = leaves(), uniform(2, 17, seed=4).double()
-    expected = results_and_gradients(folded_em_attention, tensors, weight=weight, **options)
-    monkeypatch.setattr(backends, "load", lambda name: Composed())
-    got = results_and_gradients(folded_em_attention, tensors, weight=weight, backend="torch", **options)
-    torch.testing.assert_close(got, expected, **CLOSE)
 
 
 @pytest.mark.parametrize(("index", "shape"), [(1, (6, 5)), (1, (5, 6)), (2, (5,))])

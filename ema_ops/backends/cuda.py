@@ -21,6 +21,7 @@ from torch import Tensor
 from ..layout import empty_like_order
 from ..problem import Problem
 from .base import Backend
+from .convolution import convolution_gradient
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 MAX_BLOCKS = 2**31 - 1  # of one launch
@@ -214,12 +215,10 @@ class CudaBackend(Backend):
             address(conv_bias), as_features(problem, grad_y), *map(address, (grad_bases, path, bases, mass, length)),
             as_features(problem, grad_x), *map(address, (grad_sums, logit_sums, logit_mass, grad_initial)),
         )  # fmt: skip
-        outer, inner = columns(grad_sums, path[stop:]), columns(sums[stop:], logit_sums)
-        grad_conv_bias = outer @ torch.cat((mass[stop:], logit_mass)).flatten()
-        # float16 has not the range for this product
-        dtype = torch.bfloat16 if problem.dtype == torch.bfloat16 else torch.float32
-        grad_conv_weight = (outer.to(dtype) @ inner.to(dtype).mT).to(torch.float32)
-        return grad_x, grad_conv_weight, grad_conv_bias, grad_initial
+        gradients = convolution_gradient(
+            problem, (*grad_sums, *path[stop:]), (*sums[stop:], *logit_sums), (*mass[stop:], *logit_mass), rounded=True
+        )
+        return grad_x, *gradients, grad_initial
 
     def em_unit(self, problem, x, bases, weight, weight1, bias1, weight2, bias2):
         x, bases, weight2 = in_order(problem, x), bases.to(torch.float32), aligned(weight2)
@@ -376,11 +375,6 @@ def as_bases(bases: Tensor) -> tuple[int, ...]:
 def dense(tensor: Tensor | None) -> Tensor | None:
     """In float32 and contiguous; None stays None."""
     return None if tensor is None else tensor.to(torch.float32).contiguous()
-
-
-def columns(*matrices: Tensor) -> Tensor:
-    """Matrices [.., C, K] side by side, all of them: [C, S]."""
-    return torch.cat(matrices).movedim(-2, 0).flatten(1)
 
 
 def empty(problem: Problem, *sizes: int) -> Tensor:

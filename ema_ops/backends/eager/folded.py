@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...layout import empty_like_order
 from ...problem import Problem
+from ..convolution import convolution_gradient, convolved_sums
 from .arithmetic import (
     as_images,
     cat,
@@ -84,12 +85,11 @@ def backward(
         inner += [sums[t - 1], grad_logit_bases]
         inner_mass += [mass[t - 1], grad_bias]
         if t > stop + 1 or need_bases:
-            grad_m = _convolved(conv_weight, conv_bias, grad_logit_bases, grad_bias)
+            grad_m = convolved_sums(conv_weight, conv_bias, grad_logit_bases, grad_bias)
     # one product of rank 2 * grad_iters * K writes grad_x once
     grad_x = rebuilt(problem, x, cat(problem, left), torch.cat(right, -1), is_gradient=True)
-    columns = _columns(outer)
-    grad_bias = columns @ torch.cat(inner_mass, -1).flatten()
-    return grad_x, columns @ _columns(inner).mT, grad_bias, unflat(problem, grad_m) if need_bases else None
+    gradients = convolution_gradient(problem, outer, inner, inner_mass, rounded=False)
+    return grad_x, *gradients, unflat(problem, grad_m) if need_bases else None
 
 
 def unit(
@@ -130,19 +130,9 @@ def _run_loop(
         zw = weighted(z, weight)
         torch.sum(zw, 1, out=mass)
         torch.bmm(features.mT, zw, out=inner)
-        normalize(problem, _convolved(conv_weight, conv_bias, inner, mass), mass, length, next_m)
+        normalize(problem, convolved_sums(conv_weight, conv_bias, inner, mass), mass, length, next_m)
         m = next_m
     return z, last, path, sums, masses, lengths
-
-
-def _convolved(conv_weight: Tensor, conv_bias: Tensor, sums: Tensor, mass: Tensor) -> Tensor:
-    """Sums [G, C, K] and masses [G, K] of features as the sums of what the convolution makes of them."""
-    return (conv_weight @ sums).addcmul_(conv_bias.unsqueeze(-1), mass.unsqueeze(1))
-
-
-def _columns(matrices: list[Tensor]) -> Tensor:
-    """Matrices [G, C, K] side by side, all images of them: [C, G * len(matrices) * K]."""
-    return torch.cat(matrices, -1).transpose(0, 1).flatten(1)
 
 
 def _epilogue(

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 
 from ...problem import Problem
-from ..composed import ComposedFolding
+from ..base import Backend
 
 MAX_CHANNELS = 1024
 MAX_BASES = 256
@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED_DTYPES = (torch.float32, torch.float16)
 
 
-class TritonBackend(ComposedFolding):
+class TritonBackend(Backend):
     """See `Backend` for the shapes. The kernels are imported when the first call needs them."""
 
     name = "triton"
@@ -72,6 +72,20 @@ class TritonBackend(ComposedFolding):
             return _kernels("backward").em_reconstruct_backward(
                 problem, grad_y, x, logit_bases, value_bases, logit_bias
             )
+
+    def em_folded_forward(self, problem, x, bases, weight, conv_weight, conv_bias):
+        with on_device(problem):
+            return _kernels("folded").em_folded_forward(problem, x, bases, weight, conv_weight, conv_bias)
+
+    def em_folded_backward(
+        self, problem, grad_y, grad_bases, x, weight, conv_weight, conv_bias,
+        bases, path, sums, mass, length, need_bases,
+    ):  # fmt: skip
+        with on_device(problem):
+            return _kernels("folded").em_folded_backward(
+                problem, grad_y, grad_bases, x, weight, conv_weight, conv_bias,
+                bases, path, sums, mass, length, need_bases,
+            )  # fmt: skip
 
 
 BACKEND = TritonBackend()
