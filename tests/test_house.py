@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,29 @@ def test_no_file_is_long():
     long = {name: n for name in code if (n := len((ROOT / name).read_text().splitlines())) > 500}
     assert code
     assert long == {}
+
+
+def test_the_core_neither_waits_nor_allocates():
+    """No function of CUDA is called but those that launch, name an error, choose the device, or ask about it."""
+    allowed = "DeviceGetAttribute FuncSetAttribute GetDevice GetDriverEntryPoint GetDriverEntryPointByVersion"
+    allowed += " GetErrorString GetLastError LaunchKernelExC SetDevice"
+    sources = [path.read_text() for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    called = {name for text in sources for name in re.findall(r"\bcuda([A-Z]\w*)\s*\(", text)}
+    assert "LaunchKernelExC" in called
+    assert called <= set(allowed.split())
+    assert not [text for text in sources if re.search("<<<[^>]", text)]
+
+
+def test_every_launch_is_checked():
+    """Host code passes the error of each kernel on, with the kernel's name."""
+    headers = [ROOT / "csrc" / name for name in ("kernels/kernels.h", "hopper/hopper.h", "hopper/em_loop.h")]
+    text = "".join(path.read_text() for path in headers)
+    kernels = set(re.findall(r"^cudaError_t (\w+)\(", text, re.MULTILINE))
+    checked = r"(?P<before>check\(\s*\"\w+\",\s*)?"
+    call = re.compile(rf"{checked}(?:\w+::)*\b(?P<name>{'|'.join(kernels)})\((?:call\.)?problem,")
+    calls = [found for path in (ROOT / "csrc").glob("*.cpp") for found in call.finditer(path.read_text())]
+    assert {found["name"] for found in calls} == kernels
+    assert [found[0] for found in calls if found["before"] is None] == []
 
 
 def test_files_that_run_together_have_different_names():

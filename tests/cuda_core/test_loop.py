@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 import torch
 from backend_checks import check_forward, check_loop, make_bases, make_features
@@ -10,6 +12,8 @@ from parts_tests import PartsTests
 
 import ema_ops
 from ema_ops.backends import cuda
+
+NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux, which `mmap` names from Python 3.13 on
 
 
 class TestLoop(LoopTests):
@@ -63,6 +67,27 @@ def test_unaligned_memory(backend, offset, layout, dtype):
     memory = torch.zeros(offset + x.numel(), dtype=dtype)
     x = memory[offset:].as_strided(x.shape, x.stride(), offset).copy_(x)
     check_forward(x, make_bases(64, 6), backend, num_iters=1)
+
+
+FAR = 2**31 + 8  # elements
+# sizes of x [B, N, C], and its strides: from image to image, position to position, channel to channel
+SPARSE = {
+    "images": ((2, 70, 16), (FAR, 16, 1)),
+    "positions": ((1, 70, 16), (16, FAR // 64, 1)),
+    "channels": ((1, 70, 16), (16, 1, FAR // 8)),
+}
+
+
+@pytest.mark.parametrize("num_bases", [9, 70])
+@pytest.mark.parametrize("apart", SPARSE)
+def test_features_beyond_32_bits(backend, apart, num_bases):
+    """In address space of which next to nothing is memory."""
+    sizes, strides = SPARSE[apart]
+    space = mmap.mmap(-1, 2 * (FAR * 2 + 2**12), flags=mmap.MAP_PRIVATE | NO_RESERVE)
+    x = torch.frombuffer(space, dtype=torch.bfloat16).as_strided(sizes, strides)
+    x.copy_(make_features(sizes, torch.bfloat16))
+    assert sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)) > 2**31
+    check_loop(x, make_bases(16, num_bases), backend, num_iters=2)
 
 
 def test_tf32_where_the_user_allows_it(backend, monkeypatch):

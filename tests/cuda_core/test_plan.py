@@ -173,6 +173,21 @@ def test_peak_memory(core, name, dtype, size, weighted):
     assert features + matrices + core.em_backward_bytes(problem, plan) <= 2.2 * features
 
 
+@pytest.mark.parametrize("order", ["rows", "columns"])
+@pytest.mark.parametrize("one_launch", [False, True])
+def test_peak_memory_on_hopper(core, one_launch, order):
+    """The same limits for its kernels, which also keep products of the gradient of y."""
+    problem = paper(core, batch=16, positions=64 * 64, boxed=True, weighted=True, positions_fastest=order == "columns")
+    plan = core.plan(problem, core.Device(132, 227 * KIB, hopper=True, one_launch=one_launch))
+    assert plan.iteration.hopper
+    assert plan.gradient.hopper
+    assert plan.loop.one_launch == (one_launch and order == "rows")
+    features, matrices = 16 * 64 * 64 * 512 * 2, 16 * 512 * 64 * 4
+    kept = 4 * matrices + 2 * 3 * 16 * 64 * 4
+    assert features + kept + core.em_forward_bytes(problem, plan) <= 1.6 * features
+    assert features + matrices + core.em_backward_bytes(problem, plan) <= 2.2 * features
+
+
 @pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 2), ("float32", 4)])
 @pytest.mark.parametrize("name", DEVICES)
 def test_memory_of_the_unit(core, name, dtype, size):

@@ -56,6 +56,26 @@ def test_the_workspace_is_as_large_as_it_says(emulated, monkeypatch, num_bases, 
         assert (memory[size - 1024 : size] != 255).any()
 
 
+@pytest.mark.parametrize("num_bases", [9, 70])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_is_kept_for_backward(emulated, num_bases, weighted):
+    """Beyond x, the weight and y: T + 1 bases in float32, masses and lengths."""
+    batch, channels, num_iters, seen = 2, 40, 3, {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x, bases = make_features((batch, 70, channels), torch.bfloat16).requires_grad_(), make_bases(channels, num_bases)
+    weight = torch.ones(batch, 70) if weighted else None
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y, _ = ema_ops.em_attention(x, bases, num_iters=num_iters, weight=weight, backend="cuda")
+    for given in (x, y) if weight is None else (x, y, weight):
+        seen.pop(given.untyped_storage().data_ptr(), None)
+    assert sum(seen.values()) == 4 * batch * num_bases * ((num_iters + 1) * channels + 2 * num_iters)
+
+
 E_STEPS = ("e_step", "iteration", "gradient", "first_gradient", "last_gradient", "value_gradient")
 
 

@@ -10,7 +10,7 @@ from calls import ORDERS, Call, check_loop, place
 from examples import features, unit_bases
 
 # Positions of a call: where fewer are between bases, one rounding decides, and the yardstick is right by luck.
-ENOUGH = 256
+ENOUGH = 512
 
 
 def test_random_calls(backend, record_property):
