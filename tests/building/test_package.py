@@ -26,6 +26,11 @@ core = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(core)
 assert "torch" not in sys.modules
 print(*core.architectures)
+try:
+    plan = core.plan(core.Problem(), core.Device(108, 160 * 1024))
+    core.em_step(core.Problem(), plan, (0, 0, 0), (0,) * 6, (0,) * 4, (0,) * 5, 0, 0, 0)
+except RuntimeError as error:
+    print(error)
 """
 
 
@@ -67,11 +72,15 @@ def test_info_names_the_core(package):
     assert f"compiled by nvcc {nvcc_version(package)} for {ARCHITECTURE}\n" in printed
 
 
-def test_core_imports_without_torch_gpu_or_driver(package):
+def test_core_imports_without_torch_gpu_or_driver_and_a_call_says_so(package):
     printed = run(
         package.python, "-I", "-c", ALONE, library(package), cwd=package.wheel.parent, CUDA_VISIBLE_DEVICES=""
     )
-    assert printed.split() == [ARCHITECTURE]
+    architectures, error = printed.splitlines()
+    assert architectures == ARCHITECTURE
+    assert re.fullmatch(
+        "device 0 cannot be used: (CUDA driver version is insufficient|no CUDA-capable device).*", error
+    )
 
 
 def test_core_links_system_libraries_only(package):
