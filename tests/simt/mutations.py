@@ -17,7 +17,6 @@ class Mutation(NamedTuple):
 
 E_STEP, GRADIENT, M_STEP = "kernels/e_step.cu", "kernels/e_step_gradient.cu", "kernels/m_step.cu"
 PRODUCTS, LINES, PACK = "kernels/rank_k_products.cu", "kernels/base_lines.h", "kernels/pack_bases.cu"
-CONVOLVE, TAIL, FOLDED = "kernels/convolve_bases.cu", "kernels/unit_tail.cu", "folded.cpp"
 HOPPER_GRADIENT, HOPPER_VALUES = "hopper/e_step_gradient.cu", "hopper/reconstruct_gradient.cu"
 TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_block.h", "device/pipeline.h"
 HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_step.cu", "hopper/ring.h"
@@ -287,96 +286,6 @@ OTHERS = [
         f"{BARRIER}\n    for (int k = threadIdx.x; k < padded",
         "for (int k = threadIdx.x; k < padded",
         ("step, many bases",),  # elsewhere the length of the bases hides the mass
-    ),
-    Mutation(
-        "unit: convolved bases do not wait for the kernels before them",
-        CONVOLVE,
-        "  wait_for_predecessors();\n",
-        "",
-        ("unit",),
-    ),
-    Mutation(
-        "unit: the bias of a chunk of channels",
-        CONVOLVE,
-        "args.convolution.bias + inner",
-        "args.convolution.bias",
-        ("unit",),
-    ),
-    Mutation("unit: powers of sums", CONVOLVE, "args.powers[k] * value", "value", ("unit", "unit float32")),
-    Mutation("unit: bases of an image", CONVOLVE, "* padded + base;", "* padded;", ("unit, many bases image",)),
-    Mutation(
-        "unit: the bias without the temperature", CONVOLVE, "args.factor * bias", "bias", ("unit, many bases image",)
-    ),
-    Mutation(
-        "unit: no barrier before x comes",
-        TAIL,
-        f"const Output tile{{shared}};\n  {BARRIER}",
-        "const Output tile{shared};",
-        ("unit", "unit, many channels"),
-    ),
-    Mutation("unit: no barrier before y is written", TAIL, f"{BARRIER}\n  write_tile(", "write_tile(", ("unit",)),
-    Mutation(
-        "unit: responsibilities of another base",
-        TAIL,
-        "r, z_tile(base), r_row",
-        "r, z_tile(0), r_row",
-        ("unit, many bases image",),
-    ),
-    Mutation(
-        "unit: a later piece of value rows",
-        TAIL,
-        "if (!ONE_PIECE && base > 0",
-        "if (!ONE_PIECE && base > 999",
-        ("unit float32 image",),
-    ),
-    Mutation(
-        "unit: no ReLU between",
-        TAIL,
-        "Math::round(relu(r[0][j][e] / RESPONSIBILITY_SCALE))",
-        "Math::round(r[0][j][e] / RESPONSIBILITY_SCALE)",
-        ("unit",),
-    ),
-    Mutation(
-        "unit: channels of another group",
-        TAIL,
-        "OUTPUTS, weight, output, inner",
-        "OUTPUTS, weight, 0, inner",
-        ("unit, many channels",),
-    ),
-    Mutation(
-        "unit: the last responsibilities of an iteration earlier",
-        FOLDED,
-        "space.logit_bias, is_last, iteration",
-        "space.logit_bias, t == 0, iteration",
-        ("unit",),
-    ),
-    Mutation(
-        "folded: the mass of a gradient without the temperature",
-        FOLDED,
-        "    partials.mass_factor = problem.scale;\n",
-        "",
-        ("folded fp16 image",),
-    ),
-    Mutation(
-        "folded: all iterations have the bias of the first",
-        FOLDED,
-        "space.logit_bias + pair * columns",
-        "space.logit_bias",
-        ("folded", "folded float32"),
-    ),
-    Mutation(
-        "folded: the gradient of the mass of sums divided by powers",
-        CONVOLVE,
-        "args.powers[row + threadIdx.x / 4] * bias",
-        "bias",
-        ("folded float32",),
-    ),
-    Mutation(
-        "folded: sums are kept before all are there",
-        PACK,
-        f"if (args.out.total == nullptr) return;\n  {BARRIER}",
-        "if (args.out.total == nullptr) return;",
-        ("folded",),
     ),
     Mutation(
         "Hopper's gradient: tiles are replaced before the M-step has read them",

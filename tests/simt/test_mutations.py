@@ -7,6 +7,7 @@ import shutil
 import emulation
 import pytest
 from mutations import OTHERS, QUICK
+from unit_mutations import UNIT
 
 named = {"ids": lambda mutation: mutation.name}
 
@@ -33,6 +34,6 @@ def test_faults_are_noticed(mutation, tmp_path):
 
 
 @pytest.mark.mutations
-@pytest.mark.parametrize("mutation", OTHERS, **named)
+@pytest.mark.parametrize("mutation", [*OTHERS, *UNIT], **named)
 def test_more_faults_are_noticed(mutation, tmp_path):
     assert_noticed(mutation, tmp_path)
