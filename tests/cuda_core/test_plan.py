@@ -303,6 +303,7 @@ def test_gradients_that_hopper_serves(core):
 
     assert all(served())
     assert all(served(dtype="float16", channels=8, num_bases=1, positions_fastest=True))
+    assert all(served(boxed=False, may_copy=True, positions_fastest=True))
     for fields in ({"channels": 520}, {"num_bases": 65}, {"dtype": "float32"}, {"boxed": False}):
         assert not any(served(**fields))
     assert served(value_channels=520) == [True, True, False, False, False]
