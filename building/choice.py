@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from .options import DEFAULT_ARCHITECTURES, Architecture, Options, parse_architectures
+from .options import DEFAULT_ARCHITECTURES, OLDEST_ARCHITECTURE, Architecture, Options, parse_architectures
 from .toolkit import Toolkit, ToolkitMissing, find_toolkit
 
 
@@ -48,7 +48,7 @@ def decide(environ: Mapping[str, str], platform: str = sys.platform) -> Choice:
 
 def choose_architectures(options: Options, toolkit: Toolkit) -> tuple[Architecture, ...]:
     """The architectures asked for, or those of the default that this nvcc can compile for. Raises ValueError."""
-    known = ", ".join(map(str, sorted(toolkit.architectures)))
+    known = ", ".join(str(number) for number in sorted(toolkit.architectures) if number >= OLDEST_ARCHITECTURE)
     if options.architectures is None:
         default = parse_architectures(DEFAULT_ARCHITECTURES)
         return tuple(a for a in default if a.number in toolkit.architectures)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MODES = ("auto", "1", "0", "pip")
+OLDEST_ARCHITECTURE = 80
+FIRST_WITH = {"a": 90, "f": 100}  # code for one architecture only, for one family
 # 90a runs on Hopper only; +PTX lets later devices compile the kernels when they are first loaded.
 DEFAULT_ARCHITECTURES = "80;86;89;90a;100;120+PTX"
 
@@ -60,10 +62,15 @@ def parse_architectures(text: str) -> tuple[Architecture, ...]:
     found: dict[str, bool] = {}
     for word in filter(None, re.split(r"[;,\s]+", text)):
         match = re.fullmatch(r"(\d{1,2})\.?(\d)([af]?)(\+PTX)?", word)
-        if match is None or int(match[1] + match[2]) < 80:
+        if match is None or int(match[1] + match[2]) < OLDEST_ARCHITECTURE:
             raise ValueError(
                 f"EMA_OPS_CUDA_ARCHS is {text!r}: expected compute capabilities from 8.0, such as "
                 f"{DEFAULT_ARCHITECTURES!r}, not {word!r}"
+            )
+        if match[3] and int(match[1] + match[2]) < FIRST_WITH[match[3]]:
+            raise ValueError(
+                f"EMA_OPS_CUDA_ARCHS is {text!r}: expected no {match[3]!r} in {word!r}, as only architectures from "
+                f"{FIRST_WITH[match[3]]} on have it"
             )
         if match[3] and match[4]:
             raise ValueError(

@@ -152,5 +152,5 @@ def test_architectures(tmp_path):
     assert decide(new, LINUX).summary == summary.format("13.0.88", "80 86 89 90a 100 120+PTX")
     assert decide(old, LINUX).summary == summary.format("12.4.88", "80 86 89 90a")
     assert decide({**new, "EMA_OPS_CUDA_ARCHS": "90a"}, LINUX).summary == summary.format("13.0.88", "90a")
-    with pytest.raises(ValueError, match="EMA_OPS_CUDA_ARCHS has '100': expected one of 75, 80, 86, 89, 90, "):
+    with pytest.raises(ValueError, match="EMA_OPS_CUDA_ARCHS has '100': expected one of 80, 86, 89, 90, "):
         decide({**old, "EMA_OPS_CUDA_ARCHS": "80;100"}, LINUX)

@@ -44,6 +44,8 @@ def test_gencode():
         ("EMA_OPS_BUILD_CUDA", "yes", "EMA_OPS_BUILD_CUDA is 'yes': expected one of auto, 1, 0, pip"),
         ("EMA_OPS_CUDA_ARCHS", "75", "expected compute capabilities from 8.0, such as .*, not '75'"),
         ("EMA_OPS_CUDA_ARCHS", "80;sm_90", "EMA_OPS_CUDA_ARCHS is '80;sm_90': .*, not 'sm_90'"),
+        ("EMA_OPS_CUDA_ARCHS", "80a", "expected no 'a' in '80a', as only architectures from 90 on have it"),
+        ("EMA_OPS_CUDA_ARCHS", "9.0f", "expected no 'f' in '9.0f', as only architectures from 100 on have it"),
         ("EMA_OPS_CUDA_ARCHS", "90a+PTX", r"expected no \+PTX in '90a\+PTX'"),
         ("EMA_OPS_CUDA_ARCHS", ";", "EMA_OPS_CUDA_ARCHS is ';': expected a list such as"),
         ("MAX_JOBS", "0", "MAX_JOBS is '0': expected a whole number of at least 1"),
