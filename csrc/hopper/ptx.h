@@ -91,7 +91,7 @@ EMA_DEVICE void meet(int barrier, int threads) {
 }
 
 // One thread starts the copy of a box to shared memory; `barrier` counts its bytes, those beyond the matrix too. `column`
-// is a multiple of 8, or the instruction is an illegal one, of which the manual says nothing.
+// is a multiple of 8: at another one the instruction is an illegal one.
 EMA_DEVICE void copy_box(void* shared, const TensorMap& map, Barrier* barrier, int column, int line, int head, int batch) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];"
