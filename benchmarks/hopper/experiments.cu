@@ -122,6 +122,25 @@ __global__ void products_kernel(long long* clocks, float* sink) {
 #endif
 }
 
+// How many clusters of blocks with as much shared memory as the whole loop takes run at the same time.
+int clusters_at_once(int cluster) {
+  const void* kernel = reinterpret_cast<const void*>(peers_kernel);
+  cudaLaunchAttribute size = {};
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(cluster);
+  config.blockDim = dim3(PEER_THREADS);
+  config.dynamicSmemBytes = 218 << 10;
+  config.attrs = &size;
+  config.numAttrs = 1;
+  int count = 0;
+  const bool known = allow_shared_memory(kernel) == cudaSuccess &&
+                     cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+                     cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess;
+  return known ? count : -1;
+}
+
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
@@ -189,6 +208,7 @@ int main() {
   check(cudaMemset(data, 0, DATA_BYTES), "memory");
   std::printf("experiment,setting,value,unit\n");
 
+  for (int cluster : {2, 4, 8, 16}) std::printf("clusters at once,%d blocks,%d,\n", cluster, clusters_at_once(cluster));
   for (int cluster : {2, 4, 8, 16})
     for (bool rotated : {false, true})
       for (bool alone : {false, true}) {

@@ -28,6 +28,8 @@ HEADERS = ("cuda_runtime_api.h", "cuda_bf16.h", "cuda_fp16.h", "vector_functions
 FLAGS = ["-std=c++17", "-DEMA_SIMT", "-fPIC", "-g1", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 FAST = ["-O3", "-march=native", "-mprefer-vector-width=256"] if os.uname().machine == "x86_64" else ["-O3"]
 UNOPTIMISED = ["-O0"]  # for what only passes on: the binding of Python takes longer to compile than to run
+# a call for every access to memory, which simt_watch.cpp listens to
+WATCHED = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]
 SANITIZED = ["-O0", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
@@ -94,10 +96,13 @@ def build(
         how = UNOPTIMISED if path.stem == "bindings" else optimised
         if sanitized and path in machine:
             how = [*how, "-O2"]
+        included = sorted(_with_included(path, (source, HERE)), key=lambda file: file.name)
+        if not sanitized and path not in machine and any(file.match("hopper/ptx.h") for file in included):
+            how = [*how, *WATCHED]
         command = [*compiler, *how, "-x", "c++", "-c", str(path)]
         # a changed copy of csrc compiles to the same where nothing changed
         words = [word.replace(str(source), "csrc") for word in command]
-        texts = [file.read_text() for file in sorted(_with_included(path, (source, HERE)), key=lambda file: file.name)]
+        texts = [file.read_text() for file in included]
         return _made(f"{path.stem}-{_digest(*words, *texts)}.o", command)
 
     with ThreadPoolExecutor(2) as pool:

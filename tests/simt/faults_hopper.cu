@@ -34,6 +34,10 @@ enum Fault {
   other_count,
   copy_left,
   store_left,
+  no_publish,
+  no_fence,
+  no_fence_of_memory,
+  no_fence_before_copy,
   peer_has_left,
   no_such_peer,
   count_without_cooperation,
@@ -51,7 +55,7 @@ __global__ void ring(const __grid_constant__ TensorMap map, float* out, Fault fa
   if (thread == 0 && fault != no_init) {
     for (int i = 0; i < SLOTS; ++i) init_barrier(filled + i, fault == arrival_missed ? 2 : 1);
     for (int i = 0; i < SLOTS; ++i) init_barrier(released + i, 1);
-    publish_barriers();
+    if (fault != no_publish) publish_barriers();
   }
   __syncthreads();
   if (thread >= 128) {
@@ -97,7 +101,7 @@ __global__ void ring(const __grid_constant__ TensorMap map, float* out, Fault fa
   } else {
     staged[thread] = sums[0], staged[128 + thread] = sums[31];
   }
-  fence_copies();
+  if (fault != no_fence) fence_copies();
   meet(2, 128);
   if (thread == 0) {
     store_bytes(out, staged, 1024);
@@ -108,6 +112,30 @@ __global__ void ring(const __grid_constant__ TensorMap map, float* out, Fault fa
   staged[thread] = -1;
   meet(2, 128);
   if (thread == 0 && fault == no_wait_for_reads) wait_for_reads<0>();
+}
+
+// What the threads write to memory comes to shared memory as a copy, over what they wrote there.
+__global__ void echo(float* out, Fault fault) {
+  EMA_SHARED(shared);
+  auto* numbers = reinterpret_cast<float*>(shared);
+  auto* barrier = reinterpret_cast<Barrier*>(shared + 1024);
+  const int thread = threadIdx.x;
+  if (thread == 0) {
+    init_barrier(barrier, 1);
+    publish_barriers();
+  }
+  out[thread] = static_cast<float>(thread);
+  fence_copies_of_memory();
+  if (fault == no_fence_of_memory) out[thread] = 1;
+  numbers[thread] = -1;
+  if (fault != no_fence_before_copy) fence_copies();
+  __syncthreads();
+  if (thread == 0) {
+    arrive_expecting(barrier, 1024);
+    copy_bytes(numbers, out, 1024, barrier);
+  }
+  wait(barrier, 0);
+  out[thread] = 2 * numbers[thread];
 }
 
 // Blocks of a cluster of two read each other's numbers, and count.
@@ -139,6 +167,9 @@ int run_ring(const float*, float* out, int fault) {
   TensorMap map;
   if (cudaError_t error = make_tensor_map(&map, matrices, 64)) return error;
   return launch(ring, dim3(1), dim3(256), BYTES, nullptr, map, out, static_cast<Fault>(fault));
+}
+int run_echo(const float*, float* out, int fault) {
+  return launch(echo, dim3(1), dim3(256), 1032, nullptr, out, static_cast<Fault>(fault));
 }
 int run_pair(const float*, float* out, int fault) {
   static unsigned count;

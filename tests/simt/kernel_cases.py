@@ -130,7 +130,7 @@ CASES = {
         options={"num_iters": 2, "grad_iters": 1},
     ),
     "Hopper, few channels": Case(
-        (1, 2, 330, 40), 9, fp16, weighted=True, multiprocessors=6, hopper=True, options={"num_iters": 2}
+        (1, 2, 330, 40), 50, fp16, weighted=True, multiprocessors=6, hopper=True, options={"num_iters": 2}
     ),
     "unit": Case((2, 1, 150, 96), 64, bf16, "unit", weighted=True, options={"num_iters": 2}),
     "unit, many channels": Case((1, 1, 70, 300), 20, bf16, "unit", options={"num_iters": 1}),

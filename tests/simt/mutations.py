@@ -59,6 +59,13 @@ QUICK = [
         ("Hopper",),
     ),
     Mutation("ring: filled before it is handed back", RING, "wait(&empty_[slot], parity_ ^ 1);", "", ("Hopper",)),
+    Mutation(
+        "Hopper's products: a result that is not fenced",
+        HOPPER_PRODUCTS,
+        "fence_copies();\n    meet(1 + group, 128);",
+        "meet(1 + group, 128);",
+        ("Hopper, one position",),
+    ),
     Mutation("bases: lines that overlap", LINES, "pitch(width + LINE_GAP)", "pitch(width / 2)", ("fused",)),
 ]
 

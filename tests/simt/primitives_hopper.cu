@@ -78,6 +78,7 @@ __global__ void bytes_kernel(const float* in, float* out) {
     const float number = numbers[thread % 16];
     __syncthreads();
     if (thread < 16) numbers[16 + thread] = 2 * number;
+    fence_copies();
     __syncthreads();
     if (thread == 0) {
       store_bytes(out + 16 * phase, numbers + 16, 64);

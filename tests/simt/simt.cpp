@@ -1,5 +1,6 @@
 // The machine behind simt.h: fibers and their meetings.
 #include "simt_machine.h"
+#include "simt_watch.h"
 
 #include <sys/mman.h>
 
@@ -97,6 +98,8 @@ void Machine::prepare_block(const Launch& launch, int which, int number) {
 #endif
   std::memset(memory.data(), POISON, memory.size());
   guard_shared_memory(which, false);
+  forget_writes(block);
+  block.unpublished.clear();
   for (int w = 0; w < warps; ++w) {
     int lanes = std::min(32, threads - 32 * w);
     unsigned all = lanes == 32 ? ~0u : (1u << lanes) - 1;
@@ -118,6 +121,7 @@ void Machine::prepare_block(const Launch& launch, int which, int number) {
     thread.products = 0;
     thread.product_groups.clear();
     thread.products_begun = false;
+    thread.fences = thread.memory_fences = 0;
     size_t shift = thread.lane * 832;  // stacks at equal distances would share few lines of the cache
     unsigned char* top = stacks_ + (which * threads + i + 1) * STACK - shift;
 #ifdef __SANITIZE_ADDRESS__
@@ -135,6 +139,7 @@ void Machine::run(const Launch& launch, int number) {
   for (Warpgroup& warpgroup : warpgroups_) warpgroup.reset();
   for (size_t i = 0; i < clusters_.size(); ++i)
     clusters_[i] = Cluster{&blocks_[i * launch.cluster], launch.cluster, launch.cluster * launch.threads, 0};
+  forget_memory_writes();
   for (int which = 0; which < launch.together; ++which)
     prepare_block(launch, which, number * launch.together + which);
   forward_ = launch.order.forward();
@@ -144,10 +149,15 @@ void Machine::run(const Launch& launch, int number) {
   warp_order_ = launch.order(static_cast<int>(warps_.size()), number);
   lanes_reversed_ = launch.order.lanes_reversed(number);
   turn_ = 0;
+  // in shuffled order a block, or a warp of a single one, comes last whenever others can go on
+  const int warps = static_cast<int>(warps_.size()), slow = launch.together > 1 ? warps / launch.together : 1;
+  slow_begin_ = shuffled_ ? static_cast<int>(random_() % (warps / slow)) * slow : 0;
+  slow_end_ = shuffled_ ? slow_begin_ + slow : 0;
   const Warp& first = warps_[warp_order_[0]];
   self = &first.threads[lanes_reversed_ ? 31 - __builtin_clz(first.ready) : 0];
   main_.switch_to(self->fiber);
   for (size_t which = 0; which < blocks_.size(); ++which) guard_shared_memory(which, true);
+  self = nullptr;
 }
 
 void Machine::entry() {
@@ -174,19 +184,26 @@ void Machine::leave() {
 
 // Lets the next thread run: of the same warp while one can, since warps meet often.
 void Machine::next() {
-  const int count = static_cast<int>(warps_.size());
   if (shuffled_ && !actions_.empty() && random_() % 64 == 0) act();
   do {
-    for (int i = 0; i < count; ++i, turn_ = turn_ + 1 == count ? 0 : turn_ + 1) {
-      const Warp& warp = warps_[warp_order_[turn_]];
-      if (warp.ready == 0) continue;
-      Thread* before = self;
-      self = &warp.threads[lanes_reversed_ ? 31 - __builtin_clz(warp.ready) : __builtin_ctz(warp.ready)];
-      if (self != before) before->fiber.switch_to(self->fiber);
-      return;
-    }
+    if (go_on(false)) return;
   } while (act());
-  deadlock();
+  if (!go_on(true)) deadlock();
+}
+
+// Lets a thread run, if one can: first of those warps that are not slow.
+bool Machine::go_on(bool slow) {
+  const int count = static_cast<int>(warps_.size());
+  for (int i = 0; i < count; ++i, turn_ = turn_ + 1 == count ? 0 : turn_ + 1) {
+    const int number = warp_order_[turn_];
+    const Warp& warp = warps_[number];
+    if (warp.ready == 0 || (!slow && number >= slow_begin_ && number < slow_end_)) continue;
+    Thread* before = self;
+    self = &warp.threads[lanes_reversed_ ? 31 - __builtin_clz(warp.ready) : __builtin_ctz(warp.ready)];
+    if (self != before) before->fiber.switch_to(self->fiber);
+    return true;
+  }
+  return false;
 }
 
 // What the machine can do when no thread can go on.

@@ -4,13 +4,14 @@
 // A fiber runs until it must meet others or wait, then the next one runs, so the kernel sees one legal order of events:
 // EMA_SIMT_ORDER=forward|reverse|shuffled picks the order of blocks and of the warps in a block, and no result may depend
 // on it. What the hardware does beside the threads (copies of boxes, products of warpgroups) happens at once in forward
-// order, as late as the waits allow in reverse order, and at random else. EMA_SIMT_THREADS blocks (default: 2, or 1 on a
+// order, as late as the waits allow in reverse order, and at random else; then a warp, or a block of several, is also
+// slower than all others. EMA_SIMT_THREADS blocks (default: 2, or 1 on a
 // single processor) run at a time.
 //
 // What it catches: threads that meet at different places or never, shared memory read before it was written (it starts as
-// NaN) or written beyond its size, copies that nobody waited for, wrong fragments; with AddressSanitizer also every
-// access outside an allocation. What it does not see: memory ordering, fences, bank conflicts, registers, the rounding
-// of tensor cores.
+// NaN) or written beyond its size, copies that nobody waited for, wrong fragments, what boxes and products read and nobody
+// fenced (simt_watch.h); with AddressSanitizer also every access outside an allocation. What it does not see: memory
+// ordering among threads, bank conflicts, registers, the rounding of tensor cores.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <vector_functions.h>
@@ -87,6 +88,8 @@ struct Block {
   unsigned char* shared;
   int shared_bytes;
   NamedBarrier barriers[16];
+  std::vector<unsigned> writers;  // of every word of shared memory: a thread and its fences so far, 0: nobody (simt_watch.h)
+  std::vector<std::pair<const void*, const Thread*>> unpublished;  // barriers of Hopper, and who has initialised them
 
   bool contains(const void* p, int bytes) const {
     const auto* byte = static_cast<const unsigned char*>(p);
@@ -132,6 +135,7 @@ struct Thread {
   size_t products;                     // of the warpgroup that this thread started
   std::vector<size_t> product_groups;  // their number at every commit that was not waited for
   bool products_begun;
+  unsigned fences, memory_fences;  // between what it wrote and the hardware beside the threads
 };
 
 // The thread that runs.

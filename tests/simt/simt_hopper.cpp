@@ -101,6 +101,14 @@ void fill_box(unsigned char* box, const TensorMap& map, const int (&start)[4]) {
   });
 }
 
+// Of a barrier that is used: somebody has initialised and published it.
+void check_ready(const Barrier* barrier, const Block& block, const Place& place) {
+  if (barrier->arrivals == NEVER_INITIALISED) simt::fail(place, "nobody has initialised this barrier");
+  for (const auto& [unpublished, thread] : block.unpublished)
+    if (unpublished == barrier)
+      simt::fail(place, "thread %td has initialised this barrier without publish_barriers behind it", thread - block.threads);
+}
+
 struct Start {
   int at[4];
 };
@@ -113,17 +121,24 @@ std::string describe_count(const void* awaited) {
 
 void check_barrier(const Barrier* barrier, const Place& place) { check_place(barrier, 8, 8, "a barrier", place); }
 
+void publish_barriers() {
+  auto& unpublished = simt::self->warp->block->unpublished;
+  auto mine = [](const auto& entry) { return entry.second == simt::self; };
+  unpublished.erase(std::remove_if(unpublished.begin(), unpublished.end(), mine), unpublished.end());
+}
+
 void init_barrier(Barrier* barrier, int arrivals, const Place& place) {
   check_barrier(barrier, place);
   if (arrivals < 1 || arrivals >= NEVER_INITIALISED) simt::fail(place, "a barrier of %d arrivals", arrivals);
   barrier->arrivals = barrier->missing = static_cast<uint16_t>(arrivals);
   barrier->bytes = 0;
   barrier->phase = 0;
+  simt::self->warp->block->unpublished.emplace_back(barrier, simt::self);
 }
 
 void arrive(Barrier* barrier, int bytes, const Place& place) {
   check_barrier(barrier, place);
-  if (barrier->arrivals == NEVER_INITIALISED) simt::fail(place, "nobody has initialised this barrier");
+  check_ready(barrier, *simt::self->warp->block, place);
   if (barrier->missing == 0)
     simt::fail(place, "more than the %d arrivals of the barrier at byte %td of shared memory", barrier->arrivals,
                offset_of(barrier));
@@ -137,7 +152,7 @@ void arrive(Barrier* barrier, int bytes, const Place& place) {
 
 bool has_ended(const Barrier* barrier, uint32_t parity, const Place& place) {
   check_barrier(barrier, place);
-  if (barrier->arrivals == NEVER_INITIALISED) simt::fail(place, "nobody has initialised this barrier");
+  check_ready(barrier, *simt::self->warp->block, place);
   if (barrier->phase == parity) simt::yield("has_ended", barrier, describe_barrier, place);
   return barrier->phase != parity;
 }
@@ -145,7 +160,7 @@ bool has_ended(const Barrier* barrier, uint32_t parity, const Place& place) {
 void wait(const Barrier* barrier, uint32_t parity, const Place& place) {
   check_barrier(barrier, place);
   if (parity > 1) simt::fail(place, "parity %u: expected 0 or 1", parity);
-  if (barrier->arrivals == NEVER_INITIALISED) simt::fail(place, "nobody has initialised this barrier");
+  check_ready(barrier, *simt::self->warp->block, place);
   while (barrier->phase == parity) simt::sleep("wait", barrier, describe_barrier, place);
 }
 
@@ -155,11 +170,16 @@ void copy_box(unsigned blocks, void* shared, const TensorMap& map, Barrier* barr
   check_place(shared, map.bytes(), 128, "a box", place);
   check_start(start, place);
   if (blocks == 0) simt::fail(place, "a box for no block");
+  for_lines(map, start, [&](int, const unsigned char* line, int bytes) {
+    simt::hardware_reads_memory(line, bytes, "a box", place);
+  });
   for (int rank = 0; rank < 16; ++rank) {
     if ((blocks >> rank & 1) == 0) continue;
     Block& block = peer(rank, place);
     unsigned char* box = moved_to(block, static_cast<unsigned char*>(shared));
     Barrier* counting = moved_to(block, barrier);
+    check_ready(counting, block, place);
+    simt::hardware_writes(block, box, map.bytes(), "a box", place);
     std::memset(box, 0xFF, map.bytes());
     const Start from{{start[0], start[1], start[2], start[3]}};
     simt::later(&block, place, [=] {
@@ -173,6 +193,9 @@ void copy_bytes(void* shared, const void* global, int bytes, Barrier* barrier, c
   check_barrier(barrier, place);
   check_bytes(global, bytes, "a copy", place);
   check_place(shared, bytes, 16, "a copy", place);
+  check_ready(barrier, *simt::self->warp->block, place);
+  simt::hardware_writes(*simt::self->warp->block, shared, bytes, "a copy", place);
+  simt::hardware_reads_memory(global, bytes, "a copy", place);
   std::memset(shared, 0xFF, bytes);
   simt::later(simt::self->warp->block, place, [=] {
     std::memcpy(shared, global, bytes);
@@ -183,6 +206,7 @@ void copy_bytes(void* shared, const void* global, int bytes, Barrier* barrier, c
 void store_box(const TensorMap& map, const void* shared, const int (&start)[4], const Place& place) {
   check_place(shared, map.bytes(), 128, "a box", place);
   check_start(start, place);
+  simt::hardware_reads(*simt::self->warp->block, shared, map.bytes(), "a box", place);
   auto box = static_cast<unsigned char*>(const_cast<void*>(shared));
   auto copy = std::make_shared<std::vector<unsigned char>>(map.bytes());
   const Start to{{start[0], start[1], start[2], start[3]}};
@@ -201,6 +225,7 @@ void store_box(const TensorMap& map, const void* shared, const int (&start)[4], 
 void store_bytes(void* global, const void* shared, int bytes, const Place& place) {
   check_bytes(global, bytes, "a store", place);
   check_place(shared, bytes, 16, "a store", place);
+  simt::hardware_reads(*simt::self->warp->block, shared, bytes, "a store", place);
   auto copy = std::make_shared<std::vector<unsigned char>>(bytes);
   simt::start_store(place, [=] { std::memcpy(copy->data(), shared, bytes); },
                     [=] { std::memcpy(global, copy->data(), bytes); });

@@ -2,6 +2,7 @@
 #pragma once
 #include "simt_ptx.h"
 #include "simt_warpgroup.h"
+#include "simt_watch.h"
 
 namespace ema {
 
@@ -21,6 +22,7 @@ using simt::Place;
 // The barrier, if it is one of this block's.
 void check_barrier(const Barrier* barrier, const Place& place);
 void init_barrier(Barrier* barrier, int arrivals, const Place& place);
+void publish_barriers();
 void arrive(Barrier* barrier, int bytes, const Place& place);
 bool has_ended(const Barrier* barrier, uint32_t parity, const Place& place);
 void wait(const Barrier* barrier, uint32_t parity, const Place& place);
@@ -55,7 +57,7 @@ void wait_for_count(const unsigned* number, unsigned target, const Place& place)
 inline void init_barrier(Barrier* barrier, int arrivals, simt::Place place = simt::Place::here()) {
   simt_hopper::init_barrier(barrier, arrivals, place);
 }
-inline void publish_barriers() {}
+inline void publish_barriers() { simt_hopper::publish_barriers(); }
 inline void arrive(Barrier* barrier, simt::Place place = simt::Place::here()) {
   simt_hopper::arrive(barrier, 0, place);
 }
@@ -101,8 +103,8 @@ template <int PENDING>
 inline void wait_for_stores() {
   simt::wait_for_stores(PENDING, true);
 }
-inline void fence_copies() {}
-inline void fence_copies_of_memory() {}
+inline void fence_copies() { simt::fence_copies(); }
+inline void fence_copies_of_memory() { simt::fence_copies_of_memory(); }
 
 using Operand = simt::SharedMatrix;
 inline Operand make_operand(const void* shared, int leap, int step, int line = 128) {
@@ -137,6 +139,7 @@ inline void multiply_group(float (&d)[COLUMNS / 2], const uint32_t (&a)[4], Oper
 
 inline void store_matrices_transposed(void* line, const uint32_t (&r)[4], simt::Place place = simt::Place::here()) {
   simt_ptx::check_shared(line, "a matrix line", place);
+  simt::wrote(line, 16, *simt::self);
   simt_hopper::StoredLine item{line, r};
   simt::collective("store_matrices_transposed", ~0u, place, item, simt_hopper::store_matrices_transposed);
 }

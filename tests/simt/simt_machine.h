@@ -72,6 +72,7 @@ class Machine {
   void open_barrier(Block& block);
   void open_cluster(Cluster& cluster);
   void next();
+  bool go_on(bool slow);
   bool act();
   [[noreturn]] void deadlock();
   void guard_shared_memory(size_t which, bool check);
@@ -85,6 +86,7 @@ class Machine {
   std::vector<int> warp_order_;
   bool lanes_reversed_ = false, forward_ = true, shuffled_ = false, all_blocks_run_ = false;
   int turn_ = 0;   // whose warp's it is, in warp_order_
+  int slow_begin_ = 0, slow_end_ = 0;  // warps that run when no other can
   int alive_ = 0;  // threads
   int idle_ = 0;   // rounds in which threads that yielded were all that ran
   std::vector<Thread*> asleep_, yielded_;

@@ -2,11 +2,25 @@
 #include "simt_warpgroup.h"
 
 #include "simt_ptx.h"
+#include "simt_watch.h"
 
 namespace simt {
 namespace {
 
 constexpr int ROWS = 64, DEPTH = 16, MOST_COLUMNS = 256, ALL_WARPS = 15;
+
+// Calls `use` with every unit of an operand, in front of the permutation.
+template <class Use>
+void for_units(const SharedMatrix& matrix, int rows, bool transposed, Use use) {
+  const int line = matrix.line, in_line = line / 2;  // rows in a line of a transposed one
+  if (transposed)
+    for (int k = 0; k < DEPTH; ++k)
+      for (int i = 0; i < rows; i += 8)
+        use(matrix.start + i / in_line * matrix.leap + k / 8 * matrix.step + k % 8 * line + i % in_line * 2);
+  else
+    for (int i = 0; i < rows; ++i)
+      for (int half = 0; half < 2; ++half) use(matrix.start + i / 8 * matrix.step + i % 8 * line + 16 * half);
+}
 
 // 8 numbers of 16 bits as float32.
 void decode(const unsigned char* unit, int line, bool fp16, float* out) {
@@ -123,6 +137,9 @@ void check_operand(const SharedMatrix& matrix, int rows, bool transposed, const 
   if (!block.contains(matrix.start - in_line, eight) || !block.contains(last, eight))
     fail(place, "%s from byte %td to %td of %d bytes of shared memory", name, offset, last + eight - block.shared,
          block.shared_bytes);
+  for_units(matrix, rows, transposed, [&](const unsigned char* unit) {
+    hardware_reads(block, reinterpret_cast<const void*>(permuted(unit, line)), 16, name, place);
+  });
 }
 
 int thread_number() { return static_cast<int>(self - self->warp->block->threads); }

@@ -22,7 +22,7 @@ def run(library, kernel, fault, order):
     return emulation.run("run_fault.py", library, kernel, NAMES.index(fault), EMA_SIMT_ORDER=order)
 
 
-@pytest.mark.parametrize("kernel", ["ring", "pair"])
+@pytest.mark.parametrize("kernel", ["ring", "echo", "pair"])
 def test_sound_kernels_give_one_result_in_every_order(library, kernel):
     done = [run(library, kernel, "sound", order) for order in ORDERS]
     assert [each.returncode for each in done] == [0] * 3, done[0].stderr
@@ -32,7 +32,7 @@ def test_sound_kernels_give_one_result_in_every_order(library, kernel):
 
 def test_sound_kernels_pass_the_sanitizers(can_build):
     library = emulation.build("faults_hopper", [SOURCE], sanitized=True)
-    for kernel in ("ring", "pair"):
+    for kernel in ("ring", "echo", "pair"):
         done = emulation.run("run_fault.py", library, kernel, 0, sanitized=True, EMA_SIMT_ORDER="shuffled")
         assert done.returncode == 0, done.stderr
 
@@ -81,6 +81,10 @@ def test_faults_that_show(library, fault, orders):
         ("other_count", "forward", r"meet\(1, 64\), while others meet there as 128 at"),
         ("copy_left", "reverse", "the block has left and nobody has waited for this copy"),
         ("store_left", "forward", "leaves the kernel before this store has read shared memory"),
+        ("no_publish", "forward", "thread 0 has initialised this barrier without publish_barriers behind it"),
+        ("no_fence", "forward", "a store at byte 16384 of shared memory, which thread 0 wrote without fence_copies"),
+        ("no_fence_of_memory", "forward", "a copy from memory that thread 3 wrote without fence_copies_of_memory"),
+        ("no_fence_before_copy", "forward", "a copy at byte 0 of shared memory, which thread 0 wrote without fence"),
         ("peer_has_left", "reverse", "block 1 of the cluster has left the kernel"),
         ("no_such_peer", "forward", "block 2 of a cluster of 2"),
         ("count_without_cooperation", "forward", "blocks that wait for each other want a cooperative launch"),
@@ -88,6 +92,8 @@ def test_faults_that_show(library, fault, orders):
 )
 def test_faults_that_abort(library, fault, order, words):
     kernel = "pair" if fault in NAMES[NAMES.index("peer_has_left") :] else "ring"
+    if fault in ("no_fence_of_memory", "no_fence_before_copy"):
+        kernel = "echo"
     done = run(library, kernel, fault, order)
     assert done.returncode == -signal.SIGABRT, done.stdout
     assert re.search(words, done.stderr), done.stderr

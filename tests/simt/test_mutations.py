@@ -6,6 +6,7 @@ import shutil
 
 import emulation
 import pytest
+from fence_mutations import FENCES, TURNS
 from mutations import OTHERS, QUICK
 from unit_mutations import UNIT
 

@@ -1,0 +1,78 @@
+"""Fences that somebody could forget, and memory that is written in turns and would be written too early without."""
+
+from mutations import (
+    HOPPER_E_STEP,
+    HOPPER_GRADIENT,
+    HOPPER_TAIL,
+    LOOP_E_STEP,
+    LOOP_M_STEP,
+    LOOP_SUMS,
+    RING,
+    SHARED_IMAGES,
+    Mutation,
+)
+
+# what reads too early is the hardware beside the threads (simt_watch.h)
+FENCES = [
+    Mutation(
+        "Hopper's E-step: responsibilities that are not fenced",
+        HOPPER_E_STEP,
+        "fence_copies();\n    if (io.responsibilities",
+        "if (io.responsibilities",
+        ("Hopper, one position",),
+    ),
+    Mutation(
+        "Hopper's gradient: gradients that are not fenced",
+        HOPPER_GRADIENT,
+        "fence_copies();\n    if constexpr (V::M_STEP) {",
+        "if constexpr (V::M_STEP) {",
+        ("Hopper, one position",),
+    ),
+    Mutation(
+        "Hopper's unit: y that is not fenced",
+        HOPPER_TAIL,
+        "fence_copies();\n    meet(1 + group, 128);",
+        "meet(1 + group, 128);",
+        ("Hopper unit",),
+    ),
+    Mutation("ring: barriers that are not published", RING, "    publish_barriers();\n", "", ("Hopper, one position",)),
+    Mutation(
+        "loop: responsibilities that are not fenced",
+        LOOP_E_STEP,
+        "        fence_copies();\n",
+        "",
+        ("loop, one block",),
+    ),
+    Mutation(
+        "loop: stored responsibilities that are not fenced",
+        LOOP_E_STEP,
+        "      if (is_last) fence_copies_of_memory();",
+        "     ",
+        ("loop, one block",),
+    ),
+    Mutation(
+        "loop: bases in memory that are not fenced",
+        LOOP_M_STEP,
+        "fence_copies_of_memory();  // the bases",
+        "fence_copies();  // the bases",
+        ("loop, one block",),
+    ),
+]
+
+# a warp or a block must be slower than all others to show them
+TURNS = [
+    Mutation(
+        "Hopper's gradient: weights over those that some warps still read",
+        HOPPER_GRADIENT,
+        "work.weights(group) + i / GROUPS % 2 * POSITIONS",
+        "work.weights(group)",
+        ("Hopper, few channels",),
+    ),
+    Mutation(
+        "loop: sums over those that another cluster still reads",
+        LOOP_SUMS,
+        "int64_t{t % 2} * images",
+        "int64_t{0} * images",
+        SHARED_IMAGES,
+    ),
+]
