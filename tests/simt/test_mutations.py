@@ -35,6 +35,6 @@ def test_faults_are_noticed(mutation, tmp_path):
 
 
 @pytest.mark.mutations
-@pytest.mark.parametrize("mutation", [*OTHERS, *UNIT], **named)
+@pytest.mark.parametrize("mutation", [*OTHERS, *UNIT, *FENCES, *TURNS], **named)
 def test_more_faults_are_noticed(mutation, tmp_path):
     assert_noticed(mutation, tmp_path)
