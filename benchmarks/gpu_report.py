@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 import torch
 
 from .environment import environment, now
+from .hopper.decision import write as write_decision
+from .plots import plot
+from .records import FAILED, Outcome, outcomes, read_parts
 from .results import RATIOS, Row, latest, read
 from .targets import write as write_targets
 
+FOR_PEOPLE = ("report.txt", "targets.md", "decision.md", "ncu.md")
+
 
 def main(argv: list[str]) -> int:
-    """`gpu_report FOLDER NAME=STATUS ...`: write FOLDER/report.txt and targets.md; 1 if a part failed, else 0."""
-    folder, parts = Path(argv[0]), dict(part.split("=") for part in argv[1:])
+    """`gpu_report FOLDER [OUT]`: write the tables into FOLDER from all that lies below it, and copy those for people
+    to OUT. 1 if a part or a test failed, else 0."""
+    folder = Path(argv[0])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = latest(row for path in sorted(folder.rglob("measurements.csv")) for row in read(path))
+    everything = [row for path in sorted(folder.rglob("measurements.csv")) for row in read(path)]
+    rows, parts, tests = latest(everything), read_parts(folder), outcomes(folder)
     lines = [f"GPU check of {now()}", *(f"{name}: {value}" for name, value in environment(device).items())]
     if device.type == "cpu":
-        lines.append("PyTorch sees no GPU here: nothing below was measured on one")
-    lines += [f"{path.stem}: {_test_counts(path)}" for path in sorted(folder.glob("*.xml"))]
+        lines.append("PyTorch sees no GPU here: what follows was measured where its rows say")
+    lines += [str(part) for part in parts]
+    for name, of_file in tests.items():
+        lines += [f"{name}: {_counts(of_file)}", *(f"  {o.outcome}: {o.test}" for o in of_file if o.outcome in FAILED)]
     lines.append("rows: " + _status_counts(rows))
-    lines += [
-        f"part {name}: {'passed' if code == '0' else f'FAILED with status {code}'}" for name, code in parts.items()
-    ]
-    lines += ["", write_targets(folder), *_lost(rows)]
+    lines += ["", write_targets(folder), write_decision(everything, tests, folder / "decision.md"), *_lost(rows)]
+    lines += [f"plot: {path.name}" for path in plot(everything, folder)]
     text = "\n".join(lines)
     (folder / "report.txt").write_text(text + "\n")
     print(text)
-    return 0 if all(code == "0" for code in parts.values()) else 1
+    if len(argv) > 1:
+        for name in FOR_PEOPLE:
+            for path in folder.rglob(name):
+                shutil.copy(path, Path(argv[1]) / name)
+    failed = [o for of_file in tests.values() for o in of_file if o.outcome in FAILED]
+    return 1 if failed or any(part.status != "0" for part in parts) else 0
 
 
-def _test_counts(path: Path) -> str:
-    """Counts of a JUnit file, or that the tests left none."""
-    if path.stat().st_size == 0:
-        return f"left no counts (see {path.stem}.txt)"
-    suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
-    total, failed, errors, skipped = (
-        sum(int(suite.get(key, 0)) for suite in suites) for key in ("tests", "failures", "errors", "skipped")
-    )
-    return f"{total - failed - errors - skipped} passed, {failed} failed, {errors} errors, {skipped} skipped"
+def _counts(tests: Sequence[Outcome]) -> str:
+    counted = Counter(test.outcome for test in tests)
+    return ", ".join(f"{counted[name]} {name}" for name in ("passed", "failed", "never ended", "skipped"))
 
 
 def _status_counts(rows: list[Row]) -> str:

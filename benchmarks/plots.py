@@ -15,7 +15,7 @@ from .results import Row, latest
 
 FIGURE = ("device", "dtype", "memory_order", "channels", "num_bases", "num_iters")
 QUANTITIES = {"p50_ms": "time, ms (median)", "extra_mib": "peak extra memory, MiB"}
-NAMES = (*(f"ema_ops/{name}" for name in BACKENDS), *RIVALS)
+OURS = tuple(f"ema_ops/{name}" for name in BACKENDS)
 FLOOR = "floor of EM attention"
 
 
@@ -41,7 +41,8 @@ def _figure(rows: list[Row], path: Path) -> Path:
     axes = figure.subplots(len(panels), len(modes), squeeze=False, sharex=True)
     for line, (batch, quantity) in zip(axes, panels, strict=True):
         for ax, mode in zip(line, modes, strict=True):
-            _lines(ax, [row for row in rows if row["mode"] == mode and int(row["batch"]) == batch], quantity)
+            shown = [row for row in rows if row["mode"] == mode and int(row["batch"]) == batch]
+            _lines(ax, shown, quantity, _names(rows))
             ax.set(xscale="log", yscale="log", title=f"{mode}, B = {batch}", ylabel=QUANTITIES[quantity])
             ax.grid(alpha=0.3, which="both")
     positions = sorted({int(row["positions"]) for row in rows})
@@ -50,7 +51,7 @@ def _figure(rows: list[Row], path: Path) -> Path:
         ax.set_xticks(positions, [str(n) for n in positions])
         ax.set_xticks([], minor=True)
     named = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    labels = [name for name in (*NAMES, FLOOR) if name in named]
+    labels = [name for name in (*_names(rows), FLOOR) if name in named]
     figure.legend([named[label] for label in labels], labels, loc="outside right upper", frameon=False)
     first = rows[0]
     sizes = f"C = {first['channels']}, K = {first['num_bases']}, T = {first['num_iters']}"
@@ -60,9 +61,21 @@ def _figure(rows: list[Row], path: Path) -> Path:
     return path
 
 
-def _lines(ax, rows: list[Row], quantity: str) -> None:
-    for index, name in enumerate(NAMES):
-        points = sorted((int(row["positions"]), float(row[quantity])) for row in rows if row["peer"] == name)
+def _names(rows: Iterable[Row]) -> list[str]:
+    """Everyone in `rows`: ours first, each behind it with its parts and foldings, then the others."""
+    order = (*OURS, *RIVALS)
+
+    def place(name: str) -> tuple[int, str]:
+        plain = name.partition(" ")[0].partition(":")[0]
+        return (order.index(plain) if plain in order else len(order), name)
+
+    return sorted({row["peer"] for row in rows}, key=place)
+
+
+def _lines(ax, rows: list[Row], quantity: str, names: list[str]) -> None:
+    for index, name in enumerate(names):
+        mine = [row for row in rows if row["peer"] == name]
+        points = sorted((int(row["positions"]), float(_shown(row, quantity))) for row in mine)
         if points:
             ours = name.startswith("ema_ops/")
             width, marker = (2.5, "o") if ours else (1.2, "s")
@@ -72,6 +85,11 @@ def _lines(ax, rows: list[Row], quantity: str) -> None:
         floor = dict(sorted((int(row["positions"]), float(row["floor_ms"])) for row in rows if row["floor_ms"]))
         if floor:
             ax.plot(list(floor), list(floor.values()), color="black", linestyle=":", label=FLOOR)
+
+
+def _shown(row: Row, quantity: str) -> str:
+    """The number of a row; of times that of the graph's replay, where there was one."""
+    return (quantity == "p50_ms" and row["graph_p50_ms"]) or row[quantity]
 
 
 def _file_name(key: tuple[str, ...]) -> str:

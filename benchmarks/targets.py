@@ -1,18 +1,19 @@
 """The targets of the CUDA core on an H200, and what was measured: a table for `gpu_check.sh`.
 
-Times are those of `measurements.csv` (replays of a CUDA graph), ratios of memory those that the GPU tests leave in
-their JUnit files.
+Times are those of `measurements.csv` (replays of a CUDA graph) and `latency.csv`, ratios of memory those that the GPU
+tests record.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
 from .peers import RIVALS
 from .ratios import describe, order_ratios, peer_ratios, position_ratios
+from .records import outcomes, properties
 from .results import CASE as RUN
 from .results import Row, latest, number, read
 
@@ -42,8 +43,8 @@ class Target:
         return "must" if self.measured <= self.must else "no"
 
 
-def targets(rows: Iterable[Row], properties: dict[str, list[float]]) -> list[Target]:
-    """All targets; `properties` are the numbers that the tests recorded, by name."""
+def targets(rows: Iterable[Row], recorded_numbers: dict[str, list[float]]) -> list[Target]:
+    """All targets; `recorded_numbers` are those that the tests recorded, by name."""
     rows = [row for row in latest(rows) if all(row[column] == value for column, value in CASE.items())]
     core = [row for row in rows if row["peer"] == CORE]
 
@@ -56,7 +57,7 @@ def targets(rows: Iterable[Row], properties: dict[str, list[float]]) -> list[Tar
     spread = [(row, max(ratio, 1 / ratio)) for row, ratio in sweep]
 
     def recorded(name: str) -> float | None:
-        return max(properties.get(name, []), default=None)
+        return max(recorded_numbers.get(name, []), default=None)
 
     return [
         Target("forward (16, 65 x 65) over floor", 3, 2.5, *over_floor("forward")),
@@ -71,8 +72,11 @@ def targets(rows: Iterable[Row], properties: dict[str, list[float]]) -> list[Tar
     ]
 
 
-def hopper_targets(rows: Iterable[Row]) -> list[Target]:
-    """Those of the kernels for Hopper and of the folded unit, with the best that any way of them measured."""
+def hopper_targets(rows: Iterable[Row], latencies: Iterable[tuple[float, str]] = ()) -> list[Target]:
+    """Those of the kernels for Hopper and of the folded unit, with the best that any way of them measured.
+
+    `latencies`: what a call costs over its replay, in microseconds, and whose call.
+    """
     rows = [row for row in latest(rows) if row["status"] == "ok" and row["graph_p50_ms"]]
     ours = [row for row in rows if row["peer"].startswith((f"{CORE}:", f"{CORE} "))]
 
@@ -80,9 +84,6 @@ def hopper_targets(rows: Iterable[Row]) -> list[Target]:
         alike = _like(ours, **{**CASE, **LARGE, "batch": batch, "mode": mode})
         measured = [(found, row["peer"]) for row in alike if (found := value(row)) is not None]
         return min(measured, default=(None, ""))
-
-    def overhead(row: Row) -> float:
-        return 1e3 * (float(row["p50_ms"]) - float(row["graph_p50_ms"]))
 
     def over_official(row: Row) -> float | None:
         times = [_microseconds(other) for other in rows if other["peer"] == "official-compiled" and _same(other, row)]
@@ -96,7 +97,7 @@ def hopper_targets(rows: Iterable[Row]) -> list[Target]:
         Target("Hopper: backward (16, 65 x 65), us", 190, 145, *best("backward", "16", _microseconds)),
         Target("Hopper: unit in evaluation (16, 65 x 65), us", 170, 125, *best("unit", "16", _microseconds)),
         Target("Hopper: unit over the official one compiled", 1 / 3, None, *best("unit", "16", over_official)),
-        Target("Hopper: call over replay, forward B = 1, us", 25, 12, *best("forward", "1", overhead)),
+        Target("Hopper: call over replay, forward B = 1, us", 25, 12, *min(latencies, default=(None, ""))),
     ]
 
 
@@ -114,7 +115,8 @@ def write(folder: Path) -> str:
     """Write `targets.md` from all CSV and JUnit files below `folder`; returns the text."""
     rows = [row for path in sorted(folder.rglob("measurements.csv")) for row in read(path)]
     devices = ", ".join(sorted({row["device"] for row in rows})) or "no measurement"
-    found = targets(rows, read_properties(folder.rglob("*.xml"))) + hopper_targets(rows)
+    tests = [test for each in outcomes(folder).values() for test in each]
+    found = targets(rows, properties(tests)) + hopper_targets(rows, read_latencies(folder))
     lines = [
         f"Measured on: {devices}",
         "",
@@ -134,18 +136,13 @@ def write(folder: Path) -> str:
     return text
 
 
-def read_properties(paths: Iterable[Path]) -> dict[str, list[float]]:
-    """All numbers that tests recorded, by name, from JUnit files; other values are left out."""
-    found: dict[str, list[float]] = {}
-    for path in paths:
-        if path.stat().st_size == 0:
-            continue
-        for element in ElementTree.parse(path).getroot().iter("property"):
-            name, value = element.get("name", ""), element.get("value", "")
-            try:
-                found.setdefault(name, []).append(float(value))
-            except ValueError:
-                continue
+def read_latencies(folder: Path) -> list[tuple[float, str]]:
+    """What a call of the core costs over its replay, B = 1 at 65 x 65, from every `latency.csv` below `folder`."""
+    found = []
+    for path in sorted(folder.rglob("latency.csv")):
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["peer"].startswith(CORE) and row["height"] == "65"]
+        found += [(float(row["overhead_us"]), row["peer"]) for row in rows]
     return found
 
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "folded.h"
+#include "hopper/defaults.h"
 #include "loop.h"
 #include "parts.h"
 #include "unit.h"
@@ -106,11 +107,12 @@ void bind_problem(py::module_& m) {
 
 void bind_plan(py::module_& m) {
   py::class_<Device>(m, "Device")
-      .def(py::init([](int multiprocessors, int shared_memory, bool hopper, bool overlap, bool one_launch) {
-             return Device{multiprocessors, shared_memory, hopper, overlap, one_launch};
+      .def(py::init([](int multiprocessors, int shared_memory, bool hopper, bool overlap, bool one_launch,
+                       bool by_default) {
+             return Device{multiprocessors, shared_memory, hopper, overlap, one_launch, by_default};
            }),
            "multiprocessors"_a, "shared_memory"_a, "hopper"_a = false, "overlap"_a = false,
-           "one_launch"_a = false)
+           "one_launch"_a = false, "by_default"_a = false)
       .def_readonly("multiprocessors", &Device::multiprocessors)
       .def_readonly("shared_memory", &Device::shared_memory)
       .def_readonly("hopper", &Device::hopper)
@@ -292,6 +294,7 @@ void bind_unit(py::module_& m) {
 PYBIND11_MODULE(EMA_OPS_MODULE, m) {
   m.doc() = "The compiled CUDA core of ema_ops: raw pointers, sizes, strides and a stream; it knows no torch.";
   m.attr("architectures") = ema::words(EMA_OPS_ARCHITECTURES);
+  m.attr("hopper_by_default") = ema::hopper::ANY_BY_DEFAULT;
   m.attr("ptx_architectures") = ema::words(EMA_OPS_PTX_ARCHITECTURES);
   m.attr("nvcc_version") = EMA_OPS_NVCC_VERSION;
   m.attr("max_channels") = ema::MAX_CHANNELS;

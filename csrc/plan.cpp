@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "hopper/defaults.h"
 #include "hopper/em_loop.h"
 #include "hopper/gradient_layout.h"
 
@@ -157,6 +158,16 @@ bool use_boxes_for_gradient(EStepPlan& plan, const Problem& problem, const EStep
   return true;
 }
 
+// `device` with what hopper/defaults.h turns on for so large a problem, if nobody asked for something else.
+Device chosen(const Problem& problem, Device device, int64_t tiles_from) {
+  const int64_t positions = int64_t{problem.images()} * problem.positions;
+  if (!device.by_default) return device;
+  device.hopper = device.hopper && positions >= tiles_from;
+  device.overlap = device.overlap && positions >= hopper::OVERLAP;
+  device.one_launch = device.one_launch && positions >= hopper::LOOP;
+  return device;
+}
+
 }  // namespace
 
 EStepPlan plan_e_step(const Problem& problem, const Device& device, const EStepWork& work) {
@@ -301,26 +312,27 @@ bool copies_features(const Problem& problem, const Device& device) {
 }
 
 Plan make_plan(const Problem& asked, const Device& device) {
+  const Device forward = chosen(asked, device, hopper::FORWARD_TILES);
+  const Device backward = chosen(asked, device, hopper::BACKWARD_TILES);
   Problem problem = asked;
-  problem.boxed = asked.boxed || copies_features(asked, device);
-  auto e_step = [&](const EStepWork& work) { return plan_e_step(problem, device, work); };
+  problem.boxed = asked.boxed || copies_features(asked, forward);
   Plan plan;
   plan.copies = problem.boxed && !asked.boxed;
-  plan.loop = plan_loop(asked, device);
-  plan.e_step = e_step({false, false, false});
-  plan.iteration = e_step({true, false, false});
-  plan.gradient = e_step({true, true, false});
-  plan.first_gradient = e_step({false, true, false});
-  plan.last_gradient = e_step({true, true, true});
-  plan.value_gradient = e_step({true, false, true});
-  plan.m_step = plan_m_step(problem, problem.channels, device);
-  plan.value_m_step = plan_m_step(problem, problem.value_channels, device);
-  plan.reconstruct_gradient = plan_reconstruct_gradient(problem, device);
-  plan.reconstruction = plan_products(problem, 1, problem.value_channels, device);
-  plan.grad_x = plan_products(problem, 2 * problem.grad_iters, problem.channels, device);
-  plan.value_grad_x = plan_products(problem, 1, problem.channels, device);
-  plan.unit_tail = plan_unit_tail(asked, device);
-  plan.overlap = device.overlap;
+  plan.loop = plan_loop(asked, forward);
+  plan.e_step = plan_e_step(problem, forward, {false, false, false});
+  plan.iteration = plan_e_step(problem, forward, {true, false, false});
+  plan.gradient = plan_e_step(problem, backward, {true, true, false});
+  plan.first_gradient = plan_e_step(problem, backward, {false, true, false});
+  plan.last_gradient = plan_e_step(problem, backward, {true, true, true});
+  plan.value_gradient = plan_e_step(problem, backward, {true, false, true});
+  plan.m_step = plan_m_step(problem, problem.channels, forward);
+  plan.value_m_step = plan_m_step(problem, problem.value_channels, forward);
+  plan.reconstruct_gradient = plan_reconstruct_gradient(problem, backward);
+  plan.reconstruction = plan_products(problem, 1, problem.value_channels, forward);
+  plan.grad_x = plan_products(problem, 2 * problem.grad_iters, problem.channels, backward);
+  plan.value_grad_x = plan_products(problem, 1, problem.channels, backward);
+  plan.unit_tail = plan_unit_tail(asked, chosen(asked, device, hopper::UNIT_TILES));
+  plan.overlap = forward.overlap;
   return plan;
 }
 

@@ -10,6 +10,7 @@ struct Device {
   bool hopper = false;            // has what csrc/hopper needs, and it is wanted
   bool overlap = false;           // may start a kernel before the one in front of it has ended, and it is wanted
   bool one_launch = false;        // has what csrc/hopper needs, and the whole loop is wanted in one launch
+  bool by_default = false;        // nobody asked: of these three, what hopper/defaults.h turns on
 };
 
 constexpr int TILE = 64;          // positions of a tile

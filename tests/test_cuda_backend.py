@@ -170,6 +170,7 @@ def test_the_device_of_a_call_is_current_and_the_caller_s_comes_back(monkeypatch
     ("text", "parts"),
     [
         ("", set()),
+        ("0", set()),
         ("1", {"tiles", "overlap"}),
         ("tiles", {"tiles"}),
         ("overlap,tiles", {"tiles", "overlap"}),
@@ -184,7 +185,7 @@ def test_parts_of_hopper(text, parts, monkeypatch):
 
 def test_unknown_part_of_hopper(monkeypatch):
     monkeypatch.setenv("EMA_OPS_HOPPER", "tiles,wings")
-    with pytest.raises(ValueError, match="'tiles,wings': expected 1, or of tiles, overlap, loop"):
+    with pytest.raises(ValueError, match="'tiles,wings': expected 0, 1, or of tiles, overlap, loop"):
         cuda.hopper_parts()
 
 

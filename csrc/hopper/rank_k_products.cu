@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(THREADS, 1)
   const int group = warp() / 4;
   const bool stores = threadIdx.x % 128 == 0;
   for (int tile = work.tiles.begin; tile < work.tiles.end; ++tile) {
-    float d[64];
+    float d[64] = {};  // undefined, nvcc 12 would wait behind every product
     for (int product = 0; product < args.products; ++product, ring.advance()) {
       ring.wait_until_full();
       multiply<Math, POSITIONS_FASTEST>(d, memory.left + ring.slot * OPERAND_BYTES, right_of(product), group,

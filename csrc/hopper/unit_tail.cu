@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(THREADS, 1) unit_tail_kernel(const __grid_cons
         copy_box(box, maps.x, mine.has_x, column, line, work.head, work.batch);
       });
     }
-    float d[OUTPUTS / 2];
+    float d[OUTPUTS / 2] = {};  // undefined, nvcc 12 would wait behind every product
     wait(&mine.has_z[tile % 2], turn / 2 & 1);
     for (int chunk = 0; chunk < chunks; ++chunk, ring.advance()) {
       uint32_t r[4][4];

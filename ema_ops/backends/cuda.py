@@ -88,7 +88,7 @@ class CudaBackend(Backend):
     def make_plan(self, described: Any, device: torch.device) -> Any:
         """How the core launches a problem, as it takes both, on `device`."""
         known: Any = torch.cuda.get_device_properties(device)
-        is_hopper, parts = (known.major, known.minor) == (9, 0), hopper_parts()
+        is_hopper, parts = (known.major, known.minor) == (9, 0), self.wanted_parts()
         served = is_hopper and self.may_use_hopper()
         properties = self.core.Device(
             known.multi_processor_count,
@@ -96,12 +96,21 @@ class CudaBackend(Backend):
             hopper=served and "tiles" in parts,
             overlap=is_hopper and "overlap" in parts,
             one_launch=served and "loop" in parts,
+            by_default=self.chooses_parts(),
         )
         return self.core.plan(described, properties)
 
     def may_use_hopper(self) -> bool:
         """Whether the kernels for Hopper may serve calls there."""
-        return not hopper_parts().isdisjoint({"tiles", "loop"}) and "90a" in self.core.architectures
+        return not self.wanted_parts().isdisjoint({"tiles", "loop"}) and "90a" in self.core.architectures
+
+    def wanted_parts(self) -> frozenset[str]:
+        """What EMA_OPS_HOPPER names, or all parts where the core chooses."""
+        return frozenset(HOPPER_PARTS) if self.chooses_parts() else hopper_parts()
+
+    def chooses_parts(self) -> bool:
+        """Whether the core turns parts on by itself, by the size of a problem (csrc/hopper/defaults.h)."""
+        return self.core.hopper_by_default and not os.environ.get("EMA_OPS_HOPPER")
 
     @contextmanager
     def current(self, device: torch.device) -> Iterator[tuple[int, int]]:
@@ -272,9 +281,9 @@ BACKEND = load_core()
 
 
 def hopper_parts() -> frozenset[str]:
-    """What EMA_OPS_HOPPER turns on: of HOPPER_PARTS those named, separated by commas; "1" for all but "loop".
+    """What EMA_OPS_HOPPER turns on: of HOPPER_PARTS those named, by commas; "1" for all but "loop", "0" for none.
 
-    Nothing is on without it, as no GPU has run any of them yet. Raises ValueError for another word.
+    Raises ValueError for another word.
     """
     return parse_hopper_parts(os.environ.get("EMA_OPS_HOPPER", ""))
 
@@ -283,9 +292,11 @@ def hopper_parts() -> frozenset[str]:
 def parse_hopper_parts(text: str) -> frozenset[str]:
     """ "tiles,overlap" -> {"tiles", "overlap"}."""
     words = set(filter(None, text.split(",")))
-    parts = frozenset(words - {"1"} | ({"tiles", "overlap"} if "1" in words else set()))
+    parts = frozenset(words - {"0", "1"} | ({"tiles", "overlap"} if "1" in words else set()))
     if not parts <= set(HOPPER_PARTS):
-        raise ValueError(f"EMA_OPS_HOPPER is {text!r}: expected 1, or of {', '.join(HOPPER_PARTS)} with commas between")
+        raise ValueError(
+            f"EMA_OPS_HOPPER is {text!r}: expected 0, 1, or of {', '.join(HOPPER_PARTS)} with commas between"
+        )
     return parts
 
 

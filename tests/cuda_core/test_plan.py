@@ -326,3 +326,17 @@ def test_gradients_on_hopper_keep_the_limits(core, channels, compiled, positions
     assert found.shared_memory == KIB + 128 * compiled + found.slots * (64 * compiled + 4 * KIB) <= 227 * KIB
     assert 4 <= found.slots <= 8
     assert 1 <= found.splits <= -(-positions // 32)
+
+
+def test_by_default_no_part_for_hopper_is_on(core):
+    """Until a GPU has shown one right and faster: see csrc/hopper/defaults.h."""
+    problem = paper(core, batch=16, heads=1, boxed=True)
+    asked, left_to_the_core = (
+        core.plan(problem, core.Device(*DEVICES["9.0"], hopper=True, overlap=True, one_launch=True, by_default=choose))
+        for choose in (False, True)
+    )
+    assert not core.hopper_by_default
+    for plan, on in ((asked, True), (left_to_the_core, False)):
+        parts = plan.iteration, plan.gradient, plan.m_step, plan.reconstruct_gradient, plan.grad_x, plan.unit_tail
+        assert {part.hopper for part in parts} == {on}
+        assert (plan.overlap, plan.loop.one_launch) == (on, on)

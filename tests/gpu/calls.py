@@ -17,6 +17,8 @@ from ema_ops.backends import MODULES
 
 GPU_BACKENDS = [name for name in MODULES if name != "torch"]
 MAIN = (4, 65 * 65, 512, 64)  # B, N, C, K
+LARGEST = (3000, 600, 200)  # N, C, K of random calls
+REPEATS = 100  # of a call that must give the same bits every time
 ORDERS = ("rows", "columns", "slice of rows", "slice of columns")
 FACTORS = {"y": 2, "bases": 2, "grad_x": 3, "grad_bases": 3}
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
+
 import pytest
 import torch
 from calls import GPU_BACKENDS
@@ -28,7 +32,35 @@ def backend(request) -> str:
 
 
 @pytest.fixture(autouse=True)
-def free_memory():
+def free_memory(request):
+    """Also ends a process whose GPU context is lost, as no test in it can pass any more."""
     yield
-    if torch.cuda.is_available():
+    if not torch.cuda.is_available():
+        return
+    try:
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
+    except RuntimeError as error:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            time.sleep(1)  # until what the test said is sent
+            os._exit(3)  # a new worker runs the others
+        pytest.exit(f"the GPU is lost behind {request.node.nodeid}: {error}", returncode=3)
+
+
+def pytest_runtest_logstart(nodeid):
+    write_record(nodeid, "started")
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" or report.outcome != "passed":
+        write_record(report.nodeid, report.outcome, report.duration, dict(report.user_properties))
+
+
+def write_record(test: str, outcome: str, seconds: float = 0.0, recorded: dict[str, object] | None = None) -> None:
+    """A line of EMA_OPS_TEST_RECORD, at once, so that nothing is lost with a process that is stopped."""
+    path = os.environ.get("EMA_OPS_TEST_RECORD")
+    if path is None or "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    line = {"test": test, "outcome": outcome, "seconds": round(seconds, 2), "recorded": recorded or {}}
+    with open(path, "a") as file:
+        file.write(json.dumps(line) + "\n")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from calls import draw_call, same_bits
+from calls import REPEATS, draw_call, same_bits
 
 
 @pytest.mark.parametrize("order", ["rows", "columns"])
@@ -11,7 +11,7 @@ from calls import draw_call, same_bits
 def test_the_same_bits_a_hundred_times(backend, dtype, shape, order):
     call = draw_call(backend, shape, dtype, order)
     first = call()
-    for _ in range(100):
+    for _ in range(REPEATS):
         assert same_bits(call(), first)
 
 

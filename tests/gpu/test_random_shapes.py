@@ -6,7 +6,7 @@ import random
 import time
 
 import torch
-from calls import ORDERS, Call, check_loop, place
+from calls import LARGEST, ORDERS, Call, check_loop, place
 from examples import features, unit_bases
 
 # Positions of a call: where fewer are between bases, one rounding decides, and the yardstick is right by luck.
@@ -19,7 +19,7 @@ def test_random_calls(backend, record_property):
     while time.monotonic() < end:
         count += 1
         batch, heads = draw.randint(1, 5), draw.choice([1, 1, 2, 3])
-        positions, channels, num_bases = draw.randint(1, 3000), draw.randint(1, 600), draw.randint(1, 200)
+        positions, channels, num_bases = (draw.randint(1, largest) for largest in LARGEST)
         batch = max(batch, math.ceil(ENOUGH / (heads * positions)))
         dtype, order = draw.choice([torch.float32, torch.bfloat16, torch.float16]), draw.choice(ORDERS)
         options = {"num_iters": draw.randint(1, 4), "eps_mode": draw.choice(["add", "max"])}
