@@ -170,8 +170,11 @@ def _install_backends() -> None:
     from ema_ops.backends.triton import backend as triton
 
     class RehearsedBackend(cuda.CudaBackend):
-        def device_refusal(self, device):
-            return super().device_refusal(torch.device("cuda"))
+        def _device_refusal(self, device):
+            return super()._device_refusal(torch.device("cuda"))
+
+        def current(self, device):
+            return super().current(torch.device("cuda", 0))
 
     core = emulation.load_core()
     core.architectures = ("90a",)
