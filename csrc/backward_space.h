@@ -25,9 +25,9 @@ struct BackwardSpace {
                            ? static_cast<float*>(products.left(0))  // free until the first iteration's gradient
                            : take_products(problem, plan.reconstruct_gradient, arena)),
         slots(problem,
-              int64_t{std::max({plan.m_step.splits, plan.reconstruct_gradient.splits, fused_splits(plan.gradient),
-                                fused_splits(plan.last_gradient)})} *
-                  padded_channels(problem.channels),
+              std::max({slot_words(problem, problem.channels, plan.m_step),
+                        slot_words(problem, problem.channels, plan.reconstruct_gradient),
+                        slot_words(problem, plan.gradient), slot_words(problem, plan.last_gradient)}),
               std::max({plan.e_step.splits, plan.last_gradient.splits, plan.gradient.splits,
                         plan.first_gradient.splits}),
               arena),

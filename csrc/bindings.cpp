@@ -121,6 +121,7 @@ void bind_plan(py::module_& m) {
   // Writable, so that tests can launch the kernels in every way that they promise to work.
   py::class_<EStepPlan>(m, "EStepPlan")
       .def_readwrite("splits", &EStepPlan::splits)
+      .def_readonly("half_slots", &EStepPlan::half_slots)
       .def_readwrite("fused", &EStepPlan::fused)
       .def_readwrite("feature_slots", &EStepPlan::feature_slots)
       .def_readwrite("row_slots", &EStepPlan::row_slots)
@@ -129,6 +130,7 @@ void bind_plan(py::module_& m) {
       .def_readwrite("hopper", &EStepPlan::hopper);
   py::class_<MStepPlan>(m, "MStepPlan")
       .def_readwrite("splits", &MStepPlan::splits)
+      .def_readonly("half_slots", &MStepPlan::half_slots)
       .def_readwrite("slots", &MStepPlan::slots)
       .def_readwrite("shared_memory", &MStepPlan::shared_memory)
       .def_readwrite("hopper", &MStepPlan::hopper);

@@ -83,12 +83,14 @@ Partials Call::iterate(const Features& x, const Weight& weight, const float* log
   partials.sums = space.slots.sums;
   partials.masses = space.slots.masses;
   partials.sum_splits = partials.mass_splits = e_step_plan.splits;
+  partials.half_slots = e_step_plan.half_slots;
   partials.sum_factor = partials.mass_factor = 1 / RESPONSIBILITY_SCALE;
   partials.weight_maxima = space.weight_maxima;
   if (stored) {
     const void* left = problem.weighted ? space.weighted_responsibilities : space.responsibilities;
     check("m_step", m_step(problem, plan.m_step, x, left, space.slots.sums, stream));
     partials.sum_splits = plan.m_step.splits;
+    partials.half_slots = plan.m_step.half_slots;
   }
   return partials;
 }
@@ -110,6 +112,7 @@ Partials Call::multiply(const MStepPlan& m_step_plan, const Features& features, 
   Partials partials;
   partials.sums = slots.sums;
   partials.sum_splits = m_step_plan.splits;
+  partials.half_slots = m_step_plan.half_slots;
   partials.sum_factor = 1 / RESPONSIBILITY_SCALE;
   return partials;
 }
@@ -121,6 +124,7 @@ Partials Call::reconstruct_backward(const Features& grad_y, const void* value_ro
   Partials partials;
   partials.sums = slots.sums;
   partials.sum_splits = plan.reconstruct_gradient.splits;
+  partials.half_slots = plan.reconstruct_gradient.half_slots;
   partials.sum_factor = 1 / RESPONSIBILITY_SCALE;
   return partials;
 }
@@ -135,10 +139,12 @@ Partials Call::backward(const EStepPlan& e_step_plan, EStepGradient gradient, bo
   partials.sums = slots.sums;
   partials.masses = slots.masses;
   partials.sum_splits = partials.mass_splits = e_step_plan.splits;
+  partials.half_slots = e_step_plan.half_slots;
   partials.sum_factor = problem.scale;
   if (m_step && !launched.fused) {
     check("m_step", ema::m_step(problem, plan.m_step, gradient.x, gradient.grad_logits, slots.sums, stream));
     partials.sum_splits = plan.m_step.splits;
+    partials.half_slots = plan.m_step.half_slots;
   }
   return partials;
 }

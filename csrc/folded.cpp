@@ -5,11 +5,16 @@
 namespace ema {
 namespace {
 
-// Sums of x in `packed` as sums of f, in the first slot; all slots have been read.
-Partials convolved(const Call& call, const Convolution& convolution, const PackedSums& packed, const Slots& slots) {
-  call.check("convolve_sums", convolve_sums(call.problem, convolution, packed, slots.sums, call.stream));
+// One slot of float32 for an image.
+float* take_slots(const Problem& problem, Arena& arena) {
+  return arena.take_floats(problem.images() * slot_words(problem, problem.channels, 1, false));
+}
+
+// Sums of x in `packed` as sums of f, in one slot.
+Partials convolved(const Call& call, const Convolution& convolution, const PackedSums& packed, float* slots) {
+  call.check("convolve_sums", convolve_sums(call.problem, convolution, packed, slots, call.stream));
   Partials partials;
-  partials.sums = slots.sums;
+  partials.sums = slots;
   partials.masses = packed.mass;
   partials.sum_splits = partials.mass_splits = 1;
   return partials;
@@ -20,13 +25,15 @@ struct FoldedBackwardSpace {
   void* rows;  // of bases or sums of f, or of sums of x
   float *powers, *packed_mass;
   float* logit_bias;  // [grad_iters, G, K]
+  float* convolved_sums;
 
   FoldedBackwardSpace(const Problem& problem, const Plan& plan, Arena& arena)
       : backward(problem, plan, arena),
         rows(arena.take(row_bytes(problem, problem.channels))),
         powers(arena.take_floats(per_base(problem))),
         packed_mass(arena.take_floats(per_base(problem))),
-        logit_bias(arena.take_floats(per_base(problem) * problem.grad_iters)) {}
+        logit_bias(arena.take_floats(per_base(problem) * problem.grad_iters)),
+        convolved_sums(take_slots(problem, arena)) {}
 };
 
 }  // namespace
@@ -36,7 +43,8 @@ FoldedSpace::FoldedSpace(const Problem& problem, const Plan& plan, Arena& arena)
       rows(arena.take(row_bytes(problem, problem.channels))),
       powers(arena.take_floats(per_base(problem))),
       packed_mass(arena.take_floats(per_base(problem))),
-      logit_bias(arena.take_floats(per_base(problem))) {}
+      logit_bias(arena.take_floats(per_base(problem))),
+      convolved_sums(take_slots(problem, arena)) {}
 
 void iterate_folded(const Call& call, const FoldedLoop& io, const FoldedSpace& space) {
   const Problem& problem = call.problem;
@@ -59,7 +67,7 @@ void iterate_folded(const Call& call, const FoldedLoop& io, const FoldedSpace& s
     next.length = io.length + (io.path == nullptr ? 0 : t * columns);
     next.bases = io.path == nullptr || is_last ? io.bases : io.path + (t + 1) * matrices;
     next.value_rows = space.rows;
-    call.check("normalize", normalize(problem, convolved(call, io.convolution, packed, iteration.slots), next,
+    call.check("normalize", normalize(problem, convolved(call, io.convolution, packed, space.convolved_sums), next,
                                       call.stream));
   }
 }
@@ -128,7 +136,7 @@ void em_folded_backward(const Call& call, const FoldedBackward& io, Arena worksp
                             io.logit_mass + pair * columns};
     call.check("pack_partials", pack_partials(problem, partials, packed, call.stream));
     if (t == stop && io.grad_initial == nullptr) break;
-    sums.partials = convolved(call, io.convolution, packed, backward.slots);
+    sums.partials = convolved(call, io.convolution, packed, space.convolved_sums);
     sums.extra = nullptr;
     sums.bases = io.path + t * matrices;
   }

@@ -22,6 +22,7 @@ struct FoldedSpace {
   IterationSpace iteration;
   void* rows;
   float *powers, *packed_mass, *logit_bias;
+  float* convolved_sums;  // of f, a slot of float32 for every image
 
   FoldedSpace(const Problem&, const Plan&, Arena&);
 };

@@ -46,10 +46,9 @@ struct ReconstructBackwardSpace {
         responsibilities(arena.take(responsibility_bytes(problem))),
         value_products(take_products(problem, plan.reconstruct_gradient, arena)),
         slots(problem,
-              std::max(int64_t{std::max(plan.m_step.splits, fused_splits(plan.value_gradient))} *
-                           padded_channels(problem.channels),
-                       int64_t{std::max(plan.value_m_step.splits, plan.reconstruct_gradient.splits)} *
-                           padded_channels(problem.value_channels)),
+              std::max({slot_words(problem, problem.channels, plan.m_step), slot_words(problem, plan.value_gradient),
+                        slot_words(problem, problem.value_channels, plan.value_m_step),
+                        slot_words(problem, problem.value_channels, plan.reconstruct_gradient)}),
               std::max(plan.value_gradient.splits, plan.e_step.splits), arena) {}
 };
 

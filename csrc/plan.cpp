@@ -21,6 +21,11 @@ constexpr int FUSED_CHUNKS = 8;                  // one for every warp of a smal
 
 int64_t ceil_div(int64_t numerator, int64_t denominator) { return (numerator + denominator - 1) / denominator; }
 
+int64_t slot_bytes(const Problem& problem, int channels, bool half) {
+  const int bases = padded_bases(problem.num_bases), width = padded_channels(channels);
+  return 4 * (half ? half_slot_words(bases, width) : int64_t{bases} * width);
+}
+
 // Bytes that decide how the tiles of every image are split between blocks.
 struct SplitCost {
   int64_t works;        // independent pieces of work, each over all tiles: images times groups of channels
@@ -98,7 +103,8 @@ bool use_boxes(EStepPlan& plan, const Problem& problem, const EStepWork& work, c
   cost.tiles = ceil_div(problem.positions, positions);
   cost.tile_bytes = 2 * width * positions;
   cost.block_bytes = 2 * width * padded_bases(problem.num_bases);
-  cost.slot_bytes = plan.fused ? 4 * width * padded_bases(problem.num_bases) : 0;
+  plan.half_slots = plan.fused && hopper::half_slots(problem.dtype);
+  cost.slot_bytes = plan.fused ? slot_bytes(problem, problem.channels, plan.half_slots) : 0;
   cost.blocks = cost.multiprocessors = device.multiprocessors;
   plan.splits = cost.best();
   return true;
@@ -152,7 +158,8 @@ bool use_boxes_for_gradient(EStepPlan& plan, const Problem& problem, const EStep
   cost.tiles = ceil_div(problem.positions, Layout::POSITIONS);
   cost.tile_bytes = Layout::stage_bytes(channels) + (work.has_values ? Layout::PRODUCTS_BYTES : 0);
   cost.block_bytes = int64_t{matrices} * Layout::rows_bytes(channels);
-  cost.slot_bytes = work.m_step ? int64_t{4} * padded_bases(problem.num_bases) * padded_channels(problem.channels) : 0;
+  plan.half_slots = plan.fused && hopper::half_slots(problem.dtype);
+  cost.slot_bytes = plan.fused ? slot_bytes(problem, problem.channels, plan.half_slots) : 0;
   cost.blocks = cost.multiprocessors = device.multiprocessors;
   plan.splits = cost.best();
   return true;
@@ -187,8 +194,7 @@ EStepPlan plan_e_step(const Problem& problem, const Device& device, const EStepW
   cost.tiles = tile_count(problem);
   cost.tile_bytes = (chunks + value_chunks) * FEATURE_BYTES + (plan.rows_resident ? 0 : read_rows);
   cost.block_bytes = plan.rows_resident ? read_rows : 0;
-  cost.slot_bytes =
-      plan.fused ? int64_t{4} * padded_bases(problem.num_bases) * padded_channels(problem.channels) : 0;
+  cost.slot_bytes = plan.fused ? slot_bytes(problem, problem.channels, false) : 0;
   cost.blocks = device.multiprocessors * (plan.fused ? 1 : resident_blocks(problem, plan.shared_memory, device));
   cost.multiprocessors = device.multiprocessors;
   plan.splits = cost.best();
@@ -210,7 +216,8 @@ MStepPlan plan_m_step(const Problem& problem, int channels, const Device& device
   cost.tiles = tile_count(problem);
   cost.tile_bytes = int64_t{TILE} * (bases + group) * element_size(problem.dtype);
   cost.block_bytes = 0;
-  cost.slot_bytes = int64_t{4} * bases * group;
+  plan.half_slots = plan.hopper && hopper::half_slots(problem.dtype);
+  cost.slot_bytes = slot_bytes(problem, group, plan.half_slots);
   cost.blocks = cost.multiprocessors = device.multiprocessors;
   plan.splits = cost.best();
   // float32 keeps its digits only in short sums
@@ -298,7 +305,8 @@ MStepPlan plan_reconstruct_gradient(const Problem& problem, const Device& device
   cost.tiles = ceil_div(problem.positions, hopper::GradientLayout::POSITIONS);
   cost.tile_bytes = Layout::stage_bytes(channels) + hopper::GradientLayout::PRODUCTS_BYTES;
   cost.block_bytes = hopper::GradientLayout::rows_bytes(channels);
-  cost.slot_bytes = int64_t{4} * padded_bases(problem.num_bases) * padded_channels(problem.value_channels);
+  plan.half_slots = hopper::half_slots(problem.dtype);
+  cost.slot_bytes = slot_bytes(problem, problem.value_channels, plan.half_slots);
   cost.blocks = cost.multiprocessors = device.multiprocessors;
   plan.splits = cost.best();
   return plan;

@@ -29,6 +29,7 @@ struct EStepPlan {
   bool rows_resident = false;  // all chunks of bases are loaded once
   int shared_memory = 0;  // bytes
   bool hopper = false;    // by the kernels of csrc/hopper
+  bool half_slots = false;  // the partial sums of a fused M-step are float16 (device/half_slot.h)
 };
 
 struct MStepPlan {
@@ -36,6 +37,7 @@ struct MStepPlan {
   int slots = 1;          // tiles in shared memory
   int shared_memory = 0;  // bytes
   bool hopper = false;    // by the kernels of csrc/hopper
+  bool half_slots = false;  // partial sums are float16 (device/half_slot.h)
 };
 
 // Launch of rank_k_products: only csrc/hopper has something to choose.

@@ -55,4 +55,10 @@ EMA_HOST_DEVICE inline int round_up(int value, int unit) { return (value + unit 
 EMA_HOST_DEVICE inline int padded_bases(int num_bases) { return round_up(num_bases, 64); }
 EMA_HOST_DEVICE inline int padded_channels(int channels) { return round_up(channels, 64); }
 
+// A slot of partial sums of float16 (device/half_slot.h): channels that share a power, and its size in words of 4 bytes.
+constexpr int POWER_CHANNELS = 64;
+EMA_HOST_DEVICE inline int64_t half_slot_words(int bases, int width) {
+  return int64_t{bases} * (width / 2 + width / POWER_CHANNELS);
+}
+
 }  // namespace ema

@@ -52,27 +52,37 @@ inline void* take_aligned(const Problem& problem, const Plan& plan, Arena& arena
   return plan.copies ? arena.take(2 * problem.batch * rows.batch_stride) : nullptr;
 }
 
-// Splits of which each has a slot of partial sums.
-inline int fused_splits(const EStepPlan& e_step) { return e_step.fused ? e_step.splits : 0; }
+// Words of 4 bytes of the slots of an image in which partial sums of `channels` are left; an E-step that is not fused
+// leaves none.
+inline int64_t slot_words(const Problem& problem, int channels, int splits, bool half) {
+  const int bases = padded_bases(problem.num_bases), width = padded_channels(channels);
+  return splits * (half ? half_slot_words(bases, width) : int64_t{bases} * width);
+}
+inline int64_t slot_words(const Problem& problem, int channels, const MStepPlan& plan) {
+  return slot_words(problem, channels, plan.splits, plan.half_slots);
+}
+inline int64_t slot_words(const Problem& problem, const EStepPlan& plan) {
+  return plan.fused ? slot_words(problem, problem.channels, plan.splits, plan.half_slots) : 0;
+}
 
 // Products [G, N, Kp] of float32 that reconstruct_gradient makes, or null.
 inline float* take_products(const Problem& problem, const MStepPlan& reconstruct_gradient, Arena& arena) {
   return reconstruct_gradient.hopper ? arena.take_floats(per_base(problem) * problem.positions) : nullptr;
 }
 
-// Slots of partial sums [G, splits, Kp, Cp] and of partial masses [G, splits, Kp].
+// Slots of partial sums [G, splits, Kp, Cp], of float32 or of float16 with powers, and of partial masses [G, splits, Kp].
 struct Slots {
   float* sums;
   float* masses;
 
-  // `sum_channels` is the largest splits * channels, `mass_splits` the largest splits that will be used.
-  Slots(const Problem& problem, int64_t sum_channels, int mass_splits, Arena& arena)
-      : sums(arena.take_floats(per_base(problem) * sum_channels)),
+  // `sum_words` are the most slot_words, `mass_splits` the most splits that will be used.
+  Slots(const Problem& problem, int64_t sum_words, int mass_splits, Arena& arena)
+      : sums(arena.take_floats(problem.images() * sum_words)),
         masses(arena.take_floats(per_base(problem) * mass_splits)) {}
 
   // For an E-step, or its gradient, and the M-step after it.
   Slots(const Problem& problem, const EStepPlan& e_step, const MStepPlan& m_step, Arena& arena)
-      : Slots(problem, int64_t{e_step.fused ? e_step.splits : m_step.splits} * padded_channels(problem.channels),
+      : Slots(problem, e_step.fused ? slot_words(problem, e_step) : slot_words(problem, problem.channels, m_step),
               e_step.splits, arena) {}
 };
 

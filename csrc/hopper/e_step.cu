@@ -4,6 +4,7 @@
 // Responsibilities are handed over when the product of the next ones is done, so that their M-step runs beside the next
 // softmax. A stage is filled again once both M-steps have finished with it, and they begin after the E-step.
 #include "e_step_block.h"
+#include "store_sums.h"
 
 namespace ema::hopper {
 namespace {
@@ -121,15 +122,7 @@ EMA_DEVICE void add_up(const EStepBlock<V>& block, const TensorMap& x_map) {
   }
   wait_for_products<0>();
   settle(sums);
-  const int width = padded_channels(io.x.channels);
-  float* slot = io.sums + (static_cast<int64_t>(blockIdx.x) * 64 + first_base()) * width;
-#pragma unroll
-  for (int i = 0; i < COLUMNS / 2; i += 4) {
-    const int channel = group * COLUMNS + 2 * i + lane() % 4 * 2;
-    if (channel >= width) break;
-    *reinterpret_cast<float2*>(slot + channel) = make_float2(sums[i], sums[i + 1]);
-    *reinterpret_cast<float2*>(slot + 8 * width + channel) = make_float2(sums[i + 2], sums[i + 3]);
-  }
+  store_sums<typename V::Math, COLUMNS>(sums, io.sums, blockIdx.x, group * COLUMNS, padded_channels(io.x.channels));
 }
 #endif
 

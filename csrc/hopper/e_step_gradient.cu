@@ -6,6 +6,7 @@
 #include "feature_tile.h"
 #include "gradient_layout.h"
 #include "group_tile.h"
+#include "store_sums.h"
 
 namespace ema::hopper {
 namespace {
@@ -267,17 +268,10 @@ EMA_DEVICE void add_up(const Work<V>& work, int part) {
     if (++stage == work.args.stages) stage = 0, parity ^= 1;
   }
   const int width = padded_channels(work.args.io.x.channels);
-  float* slot = work.args.io.sums + (static_cast<int64_t>(blockIdx.x) * 64 + first_base()) * width;
 #pragma unroll
   for (int j = 0; j < COLUMNS / WIDTH; ++j) {
     settle(sums[j]);
-#pragma unroll
-    for (int i = 0; i < WIDTH / 2; i += 4) {
-      const int channel = part * COLUMNS + j * WIDTH + 2 * i + lane() % 4 * 2;
-      if (channel >= width) break;
-      *reinterpret_cast<float2*>(slot + channel) = make_float2(sums[j][i], sums[j][i + 1]);
-      *reinterpret_cast<float2*>(slot + 8 * width + channel) = make_float2(sums[j][i + 2], sums[j][i + 3]);
-    }
+    store_sums<Math, WIDTH>(sums[j], work.args.io.sums, blockIdx.x, part * COLUMNS + j * WIDTH, width);
   }
 }
 #endif

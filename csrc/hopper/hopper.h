@@ -5,6 +5,9 @@
 
 namespace ema::hopper {
 
+// Whether partial sums are float16: they have more digits than bfloat16 features give them.
+EMA_HOST_DEVICE constexpr bool half_slots(Dtype dtype) { return dtype == Dtype::bfloat16; }
+
 // What the plans count on. m_step: channels that a warpgroup multiplies by all bases, and how many warpgroups do.
 constexpr int M_STEP_CHANNELS = 256, M_STEP_GROUPS = 2;
 // rank_k_products: positions and channels of a tile, and bytes of 64 bases of them and of two tiles of results.

@@ -1,6 +1,7 @@
 // The other two warpgroups of the loop, each with one half of the channels: copies, sums of the M-step, new bases, and
 // the reconstruction.
 #pragma once
+#include "../device/half_slot.h"
 #include "loop_sums.h"
 
 #if EMA_HOPPER
@@ -116,16 +117,14 @@ class LoopMStep {
         largest = fmaxf(largest, fmaxf(fabsf(v[4 * j + 2 * e]), fabsf(v[4 * j + 2 * e + 1])));
       largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
       largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
-      const uint32_t exponent = min(max(__float_as_uint(largest) >> 23, 15u), 254u);  // largest < 2^(exponent - 126)
-      const float factor = __uint_as_float((268 - exponent) << 23);                   // its product is below 2^15
+      const float power = half_power(largest), factor = inverse_power(power);
       const int row = row_ + 8 * e;
-      if (lane() % 4 == 0) block_.factors[half_ * 64 + row] = __uint_as_float((exponent - 14) << 23);
+      if (lane() % 4 == 0) block_.factors[half_ * 64 + row] = power;
 #pragma unroll
       for (int j = 0; j < HALF / 8; ++j) {
-        const uint32_t low = __half_as_ushort(__float2half_rn(v[4 * j + 2 * e] * factor));
-        const uint32_t high = __half_as_ushort(__float2half_rn(v[4 * j + 2 * e + 1] * factor));
         // opaque: eight addresses kept would be registers too many
-        *reinterpret_cast<uint32_t*>(sums.at(opaque(row), half_ * HALF + 8 * j + lane() % 4 * 2)) = low | high << 16;
+        *reinterpret_cast<uint32_t*>(sums.at(opaque(row), half_ * HALF + 8 * j + lane() % 4 * 2)) =
+            half_pair(factor * v[4 * j + 2 * e], factor * v[4 * j + 2 * e + 1]);
       }
     }
   }

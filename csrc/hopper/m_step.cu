@@ -5,6 +5,7 @@
 #include "hopper.h"
 #include "ring.h"
 #include "share.h"
+#include "store_sums.h"
 
 namespace ema::hopper {
 namespace {
@@ -84,17 +85,9 @@ __global__ void __launch_bounds__(128 * M_STEP_GROUPS + 32, 1)
     multiply<Math, POSITIONS_FASTEST>(sums, slot, slot + LEFT_BYTES + group * FEATURE_BYTES);
     ring.hand_back();
   }
-  const int base = warp() % 4 * 16 + lane() / 4, channel = work.channel + group * CHANNELS;
   const int64_t image = static_cast<int64_t>(work.batch) * args.heads + work.head;
-  float* target = args.sums + ((image * args.plan.splits + work.split) * 64 + base) * args.width + channel +
-                  lane() % 4 * 2;
-#pragma unroll
-  for (int j = 0; j < CHANNELS / 8; ++j)
-    if (channel + 8 * j < args.width)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        *reinterpret_cast<float2*>(target + 8 * half * args.width + 8 * j) =
-            make_float2(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]);
+  store_sums<Math, CHANNELS>(sums, args.sums, image * args.plan.splits + work.split, work.channel + group * CHANNELS,
+                             args.width);
 #endif
 }
 

@@ -4,6 +4,7 @@
 #include "gradient_layout.h"
 #include "group_tile.h"
 #include "ring.h"
+#include "store_sums.h"
 
 namespace ema::hopper {
 namespace {
@@ -96,15 +97,8 @@ EMA_DEVICE void add_up(const Args& args, unsigned char* stages, Ring ring, Ring 
     ring.hand_back();
   }
   settle(sums);
-  const int width = padded_channels(args.io.grad_y.channels);
-  float* slot = args.io.sums + (static_cast<int64_t>(blockIdx.x) * 64 + first_base()) * width;
-#pragma unroll
-  for (int i = 0; i < COLUMNS / 2; i += 4) {
-    const int channel = part * COLUMNS + 2 * i + lane() % 4 * 2;
-    if (channel >= width) break;
-    *reinterpret_cast<float2*>(slot + channel) = make_float2(sums[i], sums[i + 1]);
-    *reinterpret_cast<float2*>(slot + 8 * width + channel) = make_float2(sums[i + 2], sums[i + 3]);
-  }
+  store_sums<typename V::Math, COLUMNS>(sums, args.io.sums, blockIdx.x, part * COLUMNS,
+                                        padded_channels(args.io.grad_y.channels));
 }
 #endif
 

@@ -71,37 +71,6 @@ EMA_DEVICE void for_bases(const Place& place, int channels, int num_bases, float
   }
 }
 
-// My base's line becomes the sum of the slots; adds slot after slot. Columns beyond C become 0.
-EMA_DEVICE void add_slots(const Place& place, const Partials& partials, int channels, float* memory) {
-  constexpr int AT_ONCE = 4;
-  float* line = place.line(memory);
-  const float factor = partials.sum_factor * weight_power(partials.weight_maxima, place.image);
-  const int64_t slot_size = static_cast<int64_t>(place.padded) * place.width;
-  const float* source = partials.sums + (static_cast<int64_t>(place.image) * partials.sum_splits) * slot_size +
-                        static_cast<int64_t>(place.base) * place.width;
-  for (int start = place.first; start < place.width; start += place.step * AT_ONCE) {
-    float total[AT_ONCE] = {};
-#pragma unroll 4
-    for (int slot = 0; slot < partials.sum_splits; ++slot)
-#pragma unroll
-      for (int i = 0; i < AT_ONCE; ++i) {
-        int channel = start + place.step * i;
-        if (channel < channels) total[i] += source[slot * slot_size + channel];
-      }
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; ++i)
-      if (start + place.step * i < place.width) line[start + place.step * i] = factor * total[i];
-  }
-}
-
-EMA_DEVICE float add_masses(const Place& place, const Partials& partials) {
-  const float* source = partials.masses + static_cast<int64_t>(place.image) * partials.mass_splits * place.padded;
-  float total = 0;
-  for (int slot = place.first; slot < partials.mass_splits; slot += place.step)
-    total += source[static_cast<int64_t>(slot) * place.padded + place.base];
-  return partials.mass_factor * weight_power(partials.weight_maxima, place.image) * line_sum(place, total);
-}
-
 // My base's line, times factor, as a row for the products; zeros for a base beyond K.
 template <class Math>
 EMA_DEVICE void write_row(const Place& place, int num_bases, float* memory, float factor, void* rows) {

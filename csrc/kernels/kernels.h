@@ -2,8 +2,9 @@
 //
 // Responsibilities and gradients of logits are [G, N, Kp] in the dtype of the features, zero beyond K. Responsibilities
 // are stored and summed times RESPONSIBILITY_SCALE. Rows of bases are [G, Kp, Cp]. Partial sums are slots
-// [G, splits, Kp, Cp] of float32, partial masses [G, splits, Kp]. Every function launches on `stream`, allocates
-// nothing, waits for nothing, and returns the error of the launch.
+// [G, splits, Kp, Cp] of float32, or of float16 with powers (device/half_slot.h) where a plan says half_slots; partial
+// masses are [G, splits, Kp]. Every function launches on `stream`, allocates nothing, waits for nothing, and returns the
+// error of the launch.
 // Limits: K <= 256, C and Cv <= MAX_CHANNELS.
 #pragma once
 #include "../device/platform.h"
@@ -75,6 +76,7 @@ cudaError_t e_step_gradient(const Problem&, const EStepPlan& plan, const EStepGr
 struct Partials {
   const float* sums = nullptr;
   int sum_splits = 0;
+  bool half_slots = false;
   float sum_factor = 1;
   const float* masses = nullptr;  // null: no mass is wanted
   int mass_splits = 0;

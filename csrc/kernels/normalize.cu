@@ -1,6 +1,6 @@
 // The end of the M-step, sums to bases, and its gradient.
 #include "../device/divisor.h"
-#include "base_lines.h"
+#include "add_slots.h"
 
 namespace ema {
 namespace {
@@ -56,7 +56,6 @@ __global__ void __launch_bounds__(LINE_THREADS, 1) normalize_gradient_kernel(con
   float* m_memory = memory + place.lines * place.pitch;
   float *line = place.line(memory), *m = place.line(m_memory);
   add_slots(place, io.partials, args.channels, memory);
-  __syncthreads();
   if (io.extra != nullptr)
     for_bases(place, args.channels, args.num_bases, memory, [&](int64_t at, float& value) { value += io.extra[at]; });
   if (io.bases != nullptr)

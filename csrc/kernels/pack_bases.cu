@@ -1,5 +1,5 @@
 // Bases and sums of any origin as rows for the products, and partial sums added.
-#include "base_lines.h"
+#include "add_slots.h"
 
 namespace ema {
 namespace {
@@ -46,7 +46,6 @@ __global__ void __launch_bounds__(LINE_THREADS, 1) add_partials_kernel(const Add
   float* memory = place.memory;
   if (args.total != nullptr) {
     add_slots(place, args.partials, args.channels, memory);
-    __syncthreads();
     for_bases(place, args.channels, args.num_bases, memory, [&](int64_t at, float value) { args.total[at] = value; });
   }
   if (args.mass != nullptr) {
