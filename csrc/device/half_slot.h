@@ -8,14 +8,12 @@
 
 namespace ema {
 
-// Where the line of a base begins, counted in words of 4 bytes from the first slot: its sums and its powers.
+// Where the line of a base begins in its slot, in words of 4 bytes: its sums and its powers.
 struct HalfLine {
-  int64_t sums, powers;
+  int sums, powers;
 
-  EMA_DEVICE HalfLine(int64_t slot, int base, int bases, int width)
-      : sums(slot * half_slot_words(bases, width) + static_cast<int64_t>(base) * (width / 2)),
-        powers(slot * half_slot_words(bases, width) + static_cast<int64_t>(bases) * (width / 2) +
-               base * (width / POWER_CHANNELS)) {}
+  EMA_DEVICE HalfLine(int base, int bases, int width)
+      : sums(base * (width / 2)), powers(bases * (width / 2) + base * (width / POWER_CHANNELS)) {}
 };
 
 EMA_DEVICE int pair_channel(int piece, int pair) {

@@ -271,7 +271,7 @@ EMA_DEVICE void add_up(const Work<V>& work, int part) {
 #pragma unroll
   for (int j = 0; j < COLUMNS / WIDTH; ++j) {
     settle(sums[j]);
-    store_sums<Math, WIDTH>(sums[j], work.args.io.sums, blockIdx.x, part * COLUMNS + j * WIDTH, width);
+    store_sums<typename V::Math, WIDTH>(sums[j], work.args.io.sums, blockIdx.x, part * COLUMNS + j * WIDTH, width);
   }
 }
 #endif

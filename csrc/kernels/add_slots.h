@@ -28,7 +28,8 @@ struct HalfPiece {
 
   EMA_DEVICE static int channel(int piece, int pair) { return pair_channel(piece, pair); }
   EMA_DEVICE void load(const float* slots, int64_t slot, const Place& place, int piece) {
-    const HalfLine line(slot, place.base, place.padded, place.width);
+    const HalfLine line(place.base, place.padded, place.width);
+    slots += slot * half_slot_words(place.padded, place.width);
     words = reinterpret_cast<const uint4*>(slots + line.sums)[piece];
     power = slots[line.powers + piece / 8];
   }
