@@ -20,7 +20,7 @@ EMA_DEVICE int pair_channel(int piece, int pair) {
   return piece / 8 * POWER_CHANNELS + 16 * pair + piece / 4 % 2 * 8 + piece % 4 * 2;
 }
 
-// The power for numbers up to `largest`: divided by it they stay below 2^15, and down to 2^-29 of that have all digits.
+// The power for numbers up to `largest`: divided by it they stay below 2^15, and down to 2^-28 of `largest` have all digits.
 EMA_DEVICE float half_power(float largest) {
   const uint32_t exponent = min(max(__float_as_uint(largest) >> 23, 15u), 254u);  // largest < 2^(exponent - 126)
   return __uint_as_float((exponent - 14) << 23);

@@ -188,6 +188,22 @@ def test_peak_memory_on_hopper(core, one_launch, order):
     assert features + matrices + core.em_backward_bytes(problem, plan) <= 2.2 * features
 
 
+def test_slots_of_float16(core):
+    """Half the bytes of float32 and a power for every 64 channels; for bfloat16 by the kernels of csrc/hopper alone."""
+    hopper, portable = core.Device(132, 227 * KIB, hopper=True), core.Device(132, 227 * KIB)
+    problems = {dtype: paper(core, dtype=dtype, batch=16, boxed=True) for dtype in ("bfloat16", "float16")}
+    plans = {dtype: core.plan(problem, hopper) for dtype, problem in problems.items()}
+    for step in ("iteration", "gradient", "m_step", "value_m_step", "reconstruct_gradient"):
+        assert getattr(plans["bfloat16"], step).half_slots
+        assert not getattr(plans["float16"], step).half_slots
+        assert not getattr(core.plan(problems["bfloat16"], portable), step).half_slots
+    plan = plans["bfloat16"].iteration
+    used = core.em_step_bytes(problems["bfloat16"], plans["bfloat16"])
+    float32_used = core.em_step_bytes(problems["float16"], plans["float16"])
+    assert plan.splits == plans["float16"].iteration.splits
+    assert float32_used - used == 16 * plan.splits * 64 * (512 * 2 - 512 // 64 * 4)
+
+
 @pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 2), ("float32", 4)])
 @pytest.mark.parametrize("name", DEVICES)
 def test_memory_of_the_unit(core, name, dtype, size):

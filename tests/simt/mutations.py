@@ -23,6 +23,7 @@ HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_st
 HOPPER_E_STEP, HOPPER_TAIL = "hopper/e_step.cu", "hopper/unit_tail.cu"
 FEATURE_TILE, GROUP_TILE = "hopper/feature_tile.h", "hopper/group_tile.h"
 ALIGN, ODD_ROWS = "kernels/align_rows.cu", ("Hopper, odd rows of images", "Hopper, odd rows of heads")
+SLOTS, STORE_SUMS = "kernels/add_slots.h", "hopper/store_sums.h"
 LOOP_E_STEP, LOOP_M_STEP, LOOP_SUMS = "hopper/loop_e_step.h", "hopper/loop_m_step.h", "hopper/loop_sums.h"
 LONG_LOOP, SHARED_IMAGES = ("loop fp16, more tiles than stages",), ("loop, clusters of one image",)
 WAIT, WAIT_FOR_TOO_FEW = "copy_async_wait(next - 1 - i);", "copy_async_wait(next - i);"
@@ -228,11 +229,28 @@ OTHERS = [
     ),
     Mutation(
         "bases: sums of divided weights are not multiplied again",
-        LINES,
+        SLOTS,
         "partials.sum_factor * weight_power(partials.weight_maxima, place.image)",
         "partials.sum_factor",
         ("step, many bases",),
     ),
+    Mutation(
+        "slots: the power of another base",
+        SLOTS,
+        "power = slots[line.powers + piece / 8]",
+        "power = slots[(line.powers ^ 1) + piece / 8]",
+        ("Hopper",),
+    ),
+    Mutation("slots: no power", SLOTS, "total[i].x += power * ", "total[i].x += ", ("Hopper",)),
+    Mutation("slots: threads to spare add the slots of others", SLOTS, "int slot = share;", "int slot = 0;", ("Hopper",)),
+    Mutation(
+        "slots: a power for every thread",
+        STORE_SUMS,
+        "largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));",
+        "",
+        ("Hopper",),
+    ),
+    Mutation("slots: one of all blocks", STORE_SUMS, "slots += slot * half", "slots += 0 * half", ("Hopper",)),
     Mutation(
         "bases: packed before they are there",
         PACK,
