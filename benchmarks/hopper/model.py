@@ -40,8 +40,8 @@ class Shape:
 
     @property
     def slot_bytes(self) -> float:
-        """Partial sums of one block, in float32."""
-        return 4.0 * BASES * self.channels
+        """Partial sums of one block, in float16 with a power of two for every 64 channels of a base."""
+        return BASES * self.channels * (2 + 4 / 64)
 
 
 def splits(shape: Shape) -> int:
@@ -62,7 +62,8 @@ def launch(shape: Shape, products: int, from_memory: float, from_cache: float, b
 def addition(shape: Shape) -> float:
     """Clocks until the slots of an iteration are written, added up and normalised."""
     blocks = shape.batch * splits(shape)
-    moved = 2 * blocks * shape.slot_bytes + 2 * shape.batch * shape.slot_bytes
+    results = 4.0 * BASES * shape.channels * shape.batch  # in float32, and rows of 16 bits, once or twice
+    moved = 2 * blocks * shape.slot_bytes + 2 * results
     return GAP + FILL + moved / min(CACHE_RATE, PORT_RATE * min(blocks, MULTIPROCESSORS))
 
 

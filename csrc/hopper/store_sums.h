@@ -1,5 +1,5 @@
-// Partial sums in the registers of a warpgroup, 64 bases by COLUMNS channels, to a slot: bfloat16 problems have slots of
-// float16, float16 ones slots of float32, for their results have digits that float16 slots would take.
+// Partial sums in the registers of a warpgroup, 64 bases by COLUMNS channels, to a slot: of float16 for bfloat16 problems,
+// of float32 for float16 ones, whose results have digits that float16 slots would take.
 #pragma once
 #include "../device/half_slot.h"
 #include "group_tile.h"
@@ -32,7 +32,7 @@ EMA_DEVICE void store_sums(const float (&sums)[COLUMNS / 2], float* slots, int64
     slots += slot * half_slot_words(64, width);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int thread = opaque(threadIdx.x) % GROUP;  // made anew each time: addresses kept would be registers too many
+      const int thread = opaque(threadIdx.x) % GROUP;  // anew each time: addresses kept would be registers too many
       const int base = thread / 32 * 16 + thread % 32 / 4, member = thread % 4;
       const HalfLine line(base + 8 * half, 64, width);
       auto* pieces = reinterpret_cast<uint4*>(slots + line.sums) + channel / 8 + member;

@@ -80,8 +80,8 @@ EMA_DEVICE void add_pieces(const Place& place, const Partials& partials, int cha
   }
 }
 
-// My base's line becomes the sum of the slots, in a fixed order; columns beyond C become 0. All threads of the block take
-// part and meet at the end.
+// My base's line becomes the sum of the slots, in a fixed order; columns beyond C become 0. All threads of the block
+// take part and meet at the end.
 EMA_DEVICE void add_slots(const Place& place, const Partials& partials, int channels, float* memory) {
   if (partials.half_slots)
     add_pieces<HalfPiece>(place, partials, channels, memory);

@@ -1,4 +1,4 @@
-"""Partial sums that nearly cancel between the blocks of an image, or of very unlike sizes: no digit that counts is lost."""
+"""Partial sums that nearly cancel between the blocks of an image, or of very unlike sizes: no digit is missed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def hopper(core, request):
 
 
 def make_features(kind, dtype, positions=POSITIONS):
-    x = normal(1, positions, CHANNELS)
+    x = normal(1, positions, CHANNELS, seed=0)
     if kind == "opposite halves":
         x = 0.1 * (0.3 * x + normal(1, 1, CHANNELS, seed=7) * torch.linspace(-1, 1, positions).sign()[:, None])
     elif kind == "nearly hard":
@@ -53,7 +53,7 @@ def test_the_loop(hopper, kind):
 
 @pytest.mark.parametrize("special", [torch.nan, torch.inf])
 def test_images_do_not_meet(hopper, special):
-    x, bases = make_features("nearly hard", torch.bfloat16).repeat(3, 1, 1), make_bases(1, CHANNELS, BASES)
+    x, bases = make_features("nearly hard", torch.bfloat16).repeat(3, 1, 1), make_bases(CHANNELS, BASES)
     clean = run("step", {"x": x, "bases": bases}, None, backend="cuda")
     x[1, 400, 9] = special
     results = run("step", {"x": x, "bases": bases}, None, backend="cuda")

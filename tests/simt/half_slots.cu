@@ -36,7 +36,8 @@ int64_t slot_bytes(int width) { return 4 * half_slot_words(64, width); }
 
 int there_and_back(const float* sums, float* slots, float* totals, int images, int splits, int channels, int lines) {
   const int width = padded_channels(channels);
-  const int error = launch(store_kernel, dim3(images * splits), dim3(width / COLUMNS * 128), 0, nullptr, sums, slots, width);
+  const dim3 threads(width / COLUMNS * 128);
+  const int error = launch(store_kernel, dim3(images * splits), threads, 0, nullptr, sums, slots, width);
   Partials partials;
   partials.sums = slots;
   partials.sum_splits = splits;

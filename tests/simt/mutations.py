@@ -242,7 +242,7 @@ OTHERS = [
         ("Hopper",),
     ),
     Mutation("slots: no power", SLOTS, "total[i].x += power * ", "total[i].x += ", ("Hopper",)),
-    Mutation("slots: threads to spare add the slots of others", SLOTS, "int slot = share;", "int slot = 0;", ("Hopper",)),
+    Mutation("slots: threads to spare add all slots", SLOTS, "int slot = share;", "int slot = 0;", ("Hopper",)),
     Mutation(
         "slots: a power for every thread",
         STORE_SUMS,
