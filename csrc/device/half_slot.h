@@ -1,5 +1,5 @@
 // A slot of partial sums [bases, width] as float16, half as many bytes as float32. Every POWER_CHANNELS of a base are
-// divided by a power of two of their own, so that their digits stay and no sum leaves the range; powers follow the sums.
+// divided by a power of two of their own, so that their digits stay and no sum leaves the range; the powers come last.
 //
 // Channels that share a power are 8 pieces of 16 bytes, each of 4 pairs that one thread has from a product of its
 // warpgroup: pair i of piece p is 16 i + p / 4 * 8 + p % 4 * 2 and the next one.
@@ -20,7 +20,7 @@ EMA_DEVICE int pair_channel(int piece, int pair) {
   return piece / 8 * POWER_CHANNELS + 16 * pair + piece / 4 % 2 * 8 + piece % 4 * 2;
 }
 
-// The power for numbers up to `largest`: divided by it they stay below 2^15, and from 2^-28 of that one on keep all digits.
+// The power for numbers up to `largest`: divided by it they stay below 2^15 and from 2^-28 of it on keep all digits.
 EMA_DEVICE float half_power(float largest) {
   const uint32_t exponent = min(max(__float_as_uint(largest) >> 23, 15u), 254u);  // largest < 2^(exponent - 126)
   return __uint_as_float((exponent - 14) << 23);
