@@ -1,5 +1,5 @@
-// Partial sums in the registers of a warpgroup, 64 bases by COLUMNS channels, to a slot: float16 for bfloat16 problems, and
-// float32 for float16 ones, whose results have digits that float16 would take.
+// Partial sums in the registers of a warpgroup, 64 bases by COLUMNS channels, to a slot: of float16 for bfloat16, and of
+// float32 for float16, whose results have digits that float16 slots would take.
 #pragma once
 #include "../device/half_slot.h"
 #include "group_tile.h"
