@@ -1,4 +1,4 @@
-// Partial sums in the registers of a warpgroup, 64 bases by COLUMNS channels, to a slot: of float16 for bfloat16, and of
+// Partial sums in the registers of a warpgroup, 64 bases by COLUMNS channels, to a slot: of float16 for bfloat16, of
 // float32 for float16, whose results have digits that float16 slots would take.
 #pragma once
 #include "../device/half_slot.h"
