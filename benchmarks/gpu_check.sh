@@ -7,7 +7,7 @@ Usage: benchmarks/gpu_check.sh FOLDER [PLAN|STAGE...]
 Builds, tests, measures and reports on a machine with a GPU. It needs no network. Three plans, each for a call of ten
 minutes, the most valuable first; without a plan or stages all three in one call, about half an hour:
 
-  first     experiments hopper tests bench hopper_bench latency
+  first     experiments hopper tests bench latency hopper_bench
             Are the kernels right? How fast, against the targets, Triton and others? Which kernels for Hopper pay?
   second    ncu sanitizer hopper_sanitizer triton random
             What limits each kernel? Races and bad addresses? Are random shapes right for five minutes?
@@ -47,7 +47,7 @@ Where nothing can be built, a core that is already there is used: ema_ops/_C.*.s
 HELP
 }
 set -u
-first="experiments hopper tests bench hopper_bench latency"
+first="experiments hopper tests bench latency hopper_bench"
 second="ncu sanitizer hopper_sanitizer triton random"
 third="constant validation unit"
 known="$first $second $third"
@@ -214,6 +214,8 @@ run_stage() {
       for on in 0 tiles overlap overlap,tiles loop,overlap,tiles; do
         EMA_OPS_HOPPER=$on bench "hopper_${on/#0/off}" 22 --memory-order channels_last --batch 1 8 16 --sizes 65x65 33x33 129x129 \
           --mode forward backward unit --backends cuda --peers $([ "$on" != 0 ] || echo official-compiled)
+        EMA_OPS_HOPPER=$on bench "hopper_images_${on/#0/off}" 12 --memory-order contiguous --batch 1 16 --sizes 65x65 64x64 \
+          --mode forward backward --backends cuda --peers
       done ;;
     latency) part latency 60 "$python" -m benchmarks.latency "$work/latency.csv" ;;
     ncu) part ncu 150 "$python" -m benchmarks.ncu "$work/ncu" ;;
