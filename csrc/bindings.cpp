@@ -166,6 +166,7 @@ void bind_plan(py::module_& m) {
       .def_readwrite("value_grad_x", &Plan::value_grad_x)
       .def_readwrite("unit_tail", &Plan::unit_tail)
       .def_readwrite("copies", &Plan::copies)
+      .def_readwrite("end_iteration", &Plan::end_iteration)
       .def_readwrite("overlap", &Plan::overlap);
   m.def("plan", &make_plan, "problem"_a, "device"_a, "How a problem is launched on a device; needs no device.");
 }

@@ -1,6 +1,7 @@
 #include "folded.h"
 
 #include "backward_space.h"
+#include "hopper/hopper.h"
 
 namespace ema {
 namespace {
@@ -18,6 +19,21 @@ Partials convolved(const Call& call, const Convolution& convolution, const Packe
   partials.masses = packed.mass;
   partials.sum_splits = partials.mass_splits = 1;
   return partials;
+}
+
+// From the partial sums of an iteration to the bases of f, and to those of x for the next one.
+void end_iteration(const Call& call, const hopper::EndIteration& end) {
+  const Problem& problem = call.problem;
+  if (call.plan.end_iteration) {
+    call.check("end_iteration", hopper::end_iteration(problem, end, call.stream));
+    return;
+  }
+  call.check("pack_partials", pack_partials(problem, end.partials, end.packed, call.stream));
+  const Partials sums = convolved(call, end.convolution, end.packed, end.convolved_sums);
+  call.check("normalize", normalize(problem, sums, end.next, call.stream));
+  if (end.logit_rows == nullptr) return;
+  call.check("convolve_bases", convolve_bases(problem, end.convolution, end.next.value_rows, problem.scale,
+                                              end.logit_rows, end.logit_bias, call.stream));
 }
 
 struct FoldedBackwardSpace {
@@ -53,22 +69,23 @@ void iterate_folded(const Call& call, const FoldedLoop& io, const FoldedSpace& s
   const Features x = call.aligned(io.x, iteration.x);
   call.look_at(io.weight, iteration);
   call.pack(io.initial, problem.channels, 1, space.rows, io.path);
+  // logits f M = x (W^T M) + b M: the loop reads x
+  call.check("convolve_bases", convolve_bases(problem, io.convolution, space.rows, problem.scale, iteration.logit_rows,
+                                              space.logit_bias, call.stream));
   for (int t = 0; t < problem.num_iters; ++t) {
-    // logits f M = x (W^T M) + b M: the loop reads x
-    call.check("convolve_bases", convolve_bases(problem, io.convolution, space.rows, problem.scale,
-                                                iteration.logit_rows, space.logit_bias, call.stream));
     const bool is_last = t + 1 == problem.num_iters;
-    const Partials partials = call.iterate(x, io.weight, space.logit_bias, is_last, iteration);
-    PackedSums packed{space.rows, space.powers, space.packed_mass};
-    if (io.sums != nullptr) packed.total = io.sums + t * matrices;
-    call.check("pack_partials", pack_partials(problem, partials, packed, call.stream));
-    Normalized next;
-    next.mass = io.mass + (io.path == nullptr ? 0 : t * columns);
-    next.length = io.length + (io.path == nullptr ? 0 : t * columns);
-    next.bases = io.path == nullptr || is_last ? io.bases : io.path + (t + 1) * matrices;
-    next.value_rows = space.rows;
-    call.check("normalize", normalize(problem, convolved(call, io.convolution, packed, space.convolved_sums), next,
-                                      call.stream));
+    hopper::EndIteration end;
+    end.partials = call.iterate(x, io.weight, space.logit_bias, is_last, iteration);
+    end.convolution = io.convolution;
+    end.packed = {space.rows, space.powers, space.packed_mass, io.sums == nullptr ? nullptr : io.sums + t * matrices};
+    end.convolved_sums = space.convolved_sums;
+    end.next.mass = io.mass + (io.path == nullptr ? 0 : t * columns);
+    end.next.length = io.length + (io.path == nullptr ? 0 : t * columns);
+    end.next.bases = io.path == nullptr || is_last ? io.bases : io.path + (t + 1) * matrices;
+    end.next.value_rows = space.rows;
+    end.logit_rows = is_last ? nullptr : iteration.logit_rows;
+    end.logit_bias = space.logit_bias;
+    end_iteration(call, end);
   }
 }
 

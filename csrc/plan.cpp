@@ -340,6 +340,7 @@ Plan make_plan(const Problem& asked, const Device& device) {
   plan.grad_x = plan_products(problem, 2 * problem.grad_iters, problem.channels, backward);
   plan.value_grad_x = plan_products(problem, 1, problem.channels, backward);
   plan.unit_tail = plan_unit_tail(asked, chosen(asked, device, hopper::UNIT_TILES));
+  plan.end_iteration = for_hopper(asked, forward) && problem.channels <= 64 * hopper::END_ITERATION_BLOCKS;
   plan.overlap = forward.overlap;
   return plan;
 }

@@ -96,6 +96,7 @@ struct Plan {
   ProductsPlan value_grad_x;    // of a reconstruction alone: one product
   UnitTailPlan unit_tail;
   bool copies = false;        // features that cannot be boxed are copied to aligned rows first, for csrc/hopper
+  bool end_iteration = false;  // by csrc/hopper in one launch, behind a folded convolution
   bool overlap = false;       // kernels start before those in front of them have ended
 };
 Plan make_plan(const Problem&, const Device&);

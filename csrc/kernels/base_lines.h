@@ -26,6 +26,8 @@ struct Place {
   int lines, image, first_base, base, padded, width, pitch, first, step;
 
   EMA_DEVICE Place(unsigned char* shared, int lines, int num_bases, int channels)
+      : Place(shared, lines, num_bases, channels, static_cast<int>(blockIdx.x)) {}
+  EMA_DEVICE Place(unsigned char* shared, int lines, int num_bases, int channels, int block)
       : values(reinterpret_cast<float*>(shared)),
         memory(values + LINE_WARPS),
         lines(lines),
@@ -33,8 +35,8 @@ struct Place {
         width(padded_channels(channels)),
         pitch(width + LINE_GAP) {
     const int across = LINE_WARPS / lines;  // warps of a base
-    image = blockIdx.x / (padded / lines);
-    first_base = blockIdx.x % (padded / lines) * lines;
+    image = block / (padded / lines);
+    first_base = block % (padded / lines) * lines;
     base = first_base + warp() / across;
     first = warp() % across * 32 + lane();
     step = across * 32;

@@ -1,6 +1,5 @@
 // The end of the M-step, sums to bases, and its gradient.
-#include "../device/divisor.h"
-#include "add_slots.h"
+#include "between_iterations.h"
 
 namespace ema {
 namespace {
@@ -17,26 +16,8 @@ template <class Math>
 __global__ void __launch_bounds__(LINE_THREADS, 1) normalize_kernel(const NormalizeArgs args) {
   EMA_SHARED(shared);
   wait_for_predecessors();
-  const Place place(shared, args.lines, args.num_bases, args.channels);
-  float* memory = place.memory;
-  float* line = place.line(memory);
-  add_slots(place, args.partials, args.channels, memory);
-  const float mass = add_masses(place, args.partials), total = divisor(mass, args.eps, args.eps_max);
-  float squares = 0;
-  for (int c = place.first; c < place.width; c += place.step) {
-    line[c] /= total;
-    squares += line[c] * line[c];
-  }
-  const float length = sqrtf(line_sum(place, squares)), unit = divisor(length, args.eps, args.eps_max);
-  for (int c = place.first; c < place.width; c += place.step) line[c] /= unit;
-  if (place.first == 0 && place.base < args.num_bases) {
-    args.out.mass[static_cast<int64_t>(place.image) * args.num_bases + place.base] = mass;
-    args.out.length[static_cast<int64_t>(place.image) * args.num_bases + place.base] = length;
-  }
-  __syncthreads();
-  for_bases(place, args.channels, args.num_bases, memory, [&](int64_t at, float value) { args.out.bases[at] = value; });
-  write_row<Math>(place, args.num_bases, memory, args.scale, args.out.logit_rows);
-  write_row<Math>(place, args.num_bases, memory, 1.f, args.out.value_rows);
+  normalize_sums<Math>(Place(shared, args.lines, args.num_bases, args.channels), args.partials, args.channels,
+                       args.num_bases, {args.scale, args.eps, args.eps_max}, args.out);
 }
 
 struct GradientArgs {

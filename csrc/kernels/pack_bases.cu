@@ -1,5 +1,5 @@
 // Bases and sums of any origin as rows for the products, and partial sums added.
-#include "add_slots.h"
+#include "between_iterations.h"
 
 namespace ema {
 namespace {
@@ -65,21 +65,8 @@ template <class Math>
 __global__ void __launch_bounds__(LINE_THREADS, 1) pack_partials_kernel(const PackPartialsArgs args) {
   EMA_SHARED(shared);
   wait_for_predecessors();
-  const Place place(shared, args.lines, args.num_bases, args.channels);
-  add_slots(place, args.partials, args.channels, place.memory);
-  const float mass = add_masses(place, args.partials);
-  const float power =
-      write_divided_row<Math>(place, args.channels, args.num_bases, place.memory, args.out.rows);
-  if (place.first == 0) {
-    args.out.powers[place.row()] = power;
-    args.out.mass[place.row()] = mass;
-    if (args.out.total_mass != nullptr && place.base < args.num_bases)
-      args.out.total_mass[static_cast<int64_t>(place.image) * args.num_bases + place.base] = mass;
-  }
-  if (args.out.total == nullptr) return;
-  __syncthreads();
-  for_bases(place, args.channels, args.num_bases, place.memory,
-            [&](int64_t at, float value) { args.out.total[at] = value; });
+  pack_sums<Math>(Place(shared, args.lines, args.num_bases, args.channels), args.partials, args.channels,
+                  args.num_bases, args.out);
 }
 
 }  // namespace
