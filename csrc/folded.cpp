@@ -22,13 +22,16 @@ Partials convolved(const Call& call, const Convolution& convolution, const Packe
 }
 
 // From the partial sums of an iteration to the bases of f, and to those of x for the next one.
-void end_iteration(const Call& call, const hopper::EndIteration& end) {
+void end_iteration(const Call& call, hopper::EndIteration end) {
   const Problem& problem = call.problem;
+  if (!call.plan.end_iteration || end.partials.sum_splits > hopper::END_ITERATION_SPLITS) {
+    call.check("pack_partials", pack_partials(problem, end.partials, end.packed, call.stream));
+    end.partials.sums = nullptr;
+  }
   if (call.plan.end_iteration) {
     call.check("end_iteration", hopper::end_iteration(problem, end, call.stream));
     return;
   }
-  call.check("pack_partials", pack_partials(problem, end.partials, end.packed, call.stream));
   const Partials sums = convolved(call, end.convolution, end.packed, end.convolved_sums);
   call.check("normalize", normalize(problem, sums, end.next, call.stream));
   if (end.logit_rows == nullptr) return;

@@ -19,6 +19,7 @@ CACHE_BYTES = 40e6  # of the features that the L2 still has in the next pass, as
 GAP = 1.0e-6 * CLOCK  # from one kernel to the next, assumed
 FILL = 1500.0  # of the pipeline when a kernel starts, assumed
 TAIL = 1000.0  # the last tile, alone, assumed
+UNIT_TILE, UNIT_OUTPUTS = 128, 256  # positions and channels of a tile of the end of the unit
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,49 @@ def backward(shape: Shape, *, aligned: bool = True) -> dict[str, float]:
     )
 
 
+def between_iterations(shape: Shape, together: bool) -> float:
+    """Clocks from the partial sums of an iteration behind a folded convolution to the convolved bases of the next.
+
+    Add the slots, sums through the convolution, normalise, bases through the convolution: in four launches, or
+    `together` in one, where up to 8 splits are added as well.
+    """
+    blocks = min(MULTIPROCESSORS, shape.batch * -(-shape.channels // ROW))
+    rate = min(CACHE_RATE, PORT_RATE * blocks)
+    # a block reads 64 rows of bases and 64 of the weight
+    convolution = shape.batch * shape.channels / ROW * 2 * ROW * 2 * shape.channels / rate
+    normalisation = 2 * shape.batch * shape.slot_bytes / rate
+    own_launch = GAP + FILL
+    if not together:
+        return addition(shape) + 3 * own_launch + 2 * convolution + normalisation
+    adds = splits(shape) <= 8
+    slots = 2 * shape.batch * splits(shape) * shape.slot_bytes / rate + FILL if adds else addition(shape)
+    return slots + own_launch + 2 * FILL + 2 * convolution + normalisation
+
+
+def unit(shape: Shape, aligned: bool = True, together: bool = True) -> dict[str, float]:
+    """Microseconds of the parts of the unit in evaluation."""
+    loop = forward(shape, aligned=aligned)
+    tiles = shape.batch * -(-shape.positions // UNIT_TILE) * -(-shape.channels // UNIT_OUTPUTS)
+    rebuilt, convolved = (2 * UNIT_TILE * shape.channels * width for width in (BASES, UNIT_OUTPUTS))
+    loaded = 2 * (BASES + UNIT_OUTPUTS) * shape.channels * tiles
+    active = min(tiles, MULTIPROCESSORS)
+    arithmetic = -(-tiles // active) * (rebuilt + convolved) / PRODUCT_RATE + TAIL
+    memory = 2 * shape.feature_bytes / min(MEMORY_RATE, PORT_RATE * active)
+    cache = (loaded + 2 * shape.feature_bytes + 2 * shape.responsibility_bytes) / min(CACHE_RATE, PORT_RATE * active)
+    return {
+        "iterations": loop["first iteration"] + loop["other iterations"],
+        "between them": between_iterations(shape, together) * shape.num_iters / CLOCK * 1e6,
+        "end": (GAP + FILL + max(arithmetic, memory, cache)) / CLOCK * 1e6,
+    }
+
+
 def _microseconds(clocks: dict[str, float]) -> dict[str, float]:
     return {part: value / CLOCK * 1e6 for part, value in clocks.items()}
 
 
 def main() -> None:
     """Print the table."""
-    for name, of in (("forward", forward), ("backward", backward)):
+    for name, of in (("forward", forward), ("backward", backward), ("unit", unit)):
         for aligned in (True, False):
             for batch in (1, 8, 16):
                 parts = of(Shape(batch, 65 * 65), aligned=aligned)

@@ -33,10 +33,12 @@ __global__ void __launch_bounds__(LINE_THREADS, 1) end_iteration_kernel(const __
   convolve.channels = args.channels;
   convolve.num_bases = args.num_bases;
 
-  for_lines([&](const Place& place) {
-    pack_sums<Math>(place, io.partials, args.channels, args.num_bases, io.packed);
-  });
-  meet_cluster();
+  if (io.partials.sums != nullptr) {
+    for_lines([&](const Place& place) {
+      pack_sums<Math>(place, io.partials, args.channels, args.num_bases, io.packed);
+    });
+    meet_cluster();
+  }
   convolve.rows = io.packed.rows;
   convolve.powers = io.packed.powers;
   convolve.mass = io.packed.mass;

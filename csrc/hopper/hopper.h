@@ -54,9 +54,10 @@ cudaError_t unit_tail(const Problem&, const UnitTailPlan& plan, const UnitTail&,
 // pack_partials, convolve_sums, normalize and, unless logit_rows is null, convolve_bases in one launch: a cluster of up to
 // END_ITERATION_BLOCKS blocks, one for every 64 channels, has the bases of an image.
 constexpr int END_ITERATION_BLOCKS = 8;
+constexpr int END_ITERATION_SPLITS = 8;  // with more, the blocks of all bases add them faster in a launch before
 struct EndIteration {
   Convolution convolution;
-  Partials partials;
+  Partials partials;            // sums may be null: they are packed already
   PackedSums packed;
   float* convolved_sums = nullptr;  // [G, Kp, Cp] of float32
   Normalized next;

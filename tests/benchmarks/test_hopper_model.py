@@ -25,12 +25,19 @@ def test_more_work_takes_longer():
     )
 
 
+@pytest.mark.parametrize("batch", [1, 8, 16])
+def test_one_launch_between_iterations_is_faster_than_four(batch):
+    shape = model.Shape(batch, 65 * 65)
+    assert model.between_iterations(shape, together=True) < model.between_iterations(shape, together=False)
+    assert sum(model.unit(shape, together=True).values()) < sum(model.unit(shape, together=False).values())
+
+
 def test_table_names_every_shape(capsys):
     model.main()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [
         f"{mode} ({batch}, 65 x 65) {order}"
-        for mode in ("forward", "backward")
+        for mode in ("forward", "backward", "unit")
         for order in ("channels last", "contiguous")
         for batch in (1, 8, 16)
     ]

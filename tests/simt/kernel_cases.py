@@ -159,6 +159,9 @@ CASES = {
     "Hopper folded, odd rows": Case(
         (2, 1, 65, 72), 9, bf16, "folded", order="BCN", weighted=True, hopper=True, options={"num_iters": 2}
     ),
+    "Hopper folded, many splits": Case(
+        (1, 1, 700, 72), 9, fp16, "folded", weighted=True, multiprocessors=20, hopper=True, options={"num_iters": 2}
+    ),
     "Hopper folded": Case((2, 1, 150, 136), 64, bf16, "folded", hopper=True, options={"num_iters": 2}),
     "loop": Case((2, 1, 150, 256), 64, bf16, one_launch=True, weighted=True, options={"num_iters": 3}),
     "loop fp16, more tiles than stages": Case(

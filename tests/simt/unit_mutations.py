@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mutations import BARRIER, Mutation
 
-CONVOLVE, TAIL, FOLDED = "kernels/convolve_bases.cu", "kernels/unit_tail.cu", "folded.cpp"
+BETWEEN, CONVOLVE, TAIL = "kernels/between_iterations.h", "kernels/convolve_bases.cu", "kernels/unit_tail.cu"
+FOLDED, END_ITERATION = "folded.cpp", "hopper/end_iteration.cu"
 
 UNIT = [
     Mutation(
@@ -16,15 +17,15 @@ UNIT = [
     ),
     Mutation(
         "unit: the bias of a chunk of channels",
-        CONVOLVE,
+        BETWEEN,
         "args.convolution.bias + inner",
         "args.convolution.bias",
         ("unit",),
     ),
-    Mutation("unit: powers of sums", CONVOLVE, "args.powers[k] * value", "value", ("unit", "unit float32")),
-    Mutation("unit: bases of an image", CONVOLVE, "* padded + base;", "* padded;", ("unit, many bases image",)),
+    Mutation("unit: powers of sums", BETWEEN, "args.powers[k] * value", "value", ("unit", "unit float32")),
+    Mutation("unit: bases of an image", BETWEEN, "* padded + base;", "* padded;", ("unit, many bases image",)),
     Mutation(
-        "unit: the bias without the temperature", CONVOLVE, "args.factor * bias", "bias", ("unit, many bases image",)
+        "unit: the bias without the temperature", BETWEEN, "args.factor * bias", "bias", ("unit, many bases image",)
     ),
     Mutation(
         "unit: no barrier before x comes",
@@ -85,9 +86,23 @@ UNIT = [
     ),
     Mutation(
         "folded: the gradient of the mass of sums divided by powers",
-        CONVOLVE,
+        BETWEEN,
         "args.powers[row + threadIdx.x / 4] * bias",
         "bias",
         ("folded float32",),
+    ),
+    Mutation(
+        "folded: blocks do not meet before they read what others packed",
+        END_ITERATION,
+        "meet_cluster();\n  convolve.rows = io.packed",
+        "convolve.rows = io.packed",
+        ("Hopper folded",),
+    ),
+    Mutation(
+        "folded: blocks do not meet before they read what others normalised",
+        END_ITERATION,
+        "meet_cluster();\n  convolve.rows = io.next",
+        "convolve.rows = io.next",
+        ("Hopper folded",),
     ),
 ]
