@@ -135,7 +135,7 @@ def between_iterations(shape: Shape, together: bool) -> float:
     return slots + own_launch + 2 * FILL + 2 * convolution + normalisation
 
 
-def unit(shape: Shape, aligned: bool = True, together: bool = True) -> dict[str, float]:
+def unit(shape: Shape, *, aligned: bool = True, together: bool = True) -> dict[str, float]:
     """Microseconds of the parts of the unit in evaluation."""
     loop = forward(shape, aligned=aligned)
     tiles = shape.batch * -(-shape.positions // UNIT_TILE) * -(-shape.channels // UNIT_OUTPUTS)
@@ -146,7 +146,7 @@ def unit(shape: Shape, aligned: bool = True, together: bool = True) -> dict[str,
     memory = 2 * shape.feature_bytes / min(MEMORY_RATE, PORT_RATE * active)
     cache = (loaded + 2 * shape.feature_bytes + 2 * shape.responsibility_bytes) / min(CACHE_RATE, PORT_RATE * active)
     return {
-        "iterations": loop["first iteration"] + loop["other iterations"],
+        "iterations": loop.get("copy", 0.0) + loop["first iteration"] + loop["other iterations"],
         "between them": between_iterations(shape, together) * shape.num_iters / CLOCK * 1e6,
         "end": (GAP + FILL + max(arithmetic, memory, cache)) / CLOCK * 1e6,
     }

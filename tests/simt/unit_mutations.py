@@ -94,8 +94,8 @@ UNIT = [
     Mutation(
         "folded: blocks do not meet before they read what others packed",
         END_ITERATION,
-        "meet_cluster();\n  convolve.rows = io.packed",
-        "convolve.rows = io.packed",
+        "meet_cluster();\n  }\n  convolve.rows = io.packed",
+        "}\n  convolve.rows = io.packed",
         ("Hopper folded",),
     ),
     Mutation(
