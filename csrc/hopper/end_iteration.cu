@@ -13,7 +13,7 @@ struct Args {
   int channels, num_bases;
 };
 
-// A cluster has the 64 bases of an image; a block the tiles of 64 channels, and as many bases as others when lines are added.
+// A cluster has the 64 bases of an image; a block the tiles of 64 channels, and as many bases as others as lines.
 template <class Math>
 __global__ void __launch_bounds__(LINE_THREADS, 1) end_iteration_kernel(const __grid_constant__ Args args) {
 #if EMA_HOPPER

@@ -51,18 +51,18 @@ cudaError_t rank_k_products(const Problem&, const ProductsPlan& plan, int produc
                             float factor, const Features& out, bool saturate, cudaStream_t stream);
 cudaError_t unit_tail(const Problem&, const UnitTailPlan& plan, const UnitTail&, cudaStream_t stream);
 
-// pack_partials, convolve_sums, normalize and, unless logit_rows is null, convolve_bases in one launch: a cluster of up to
-// END_ITERATION_BLOCKS blocks, one for every 64 channels, has the bases of an image.
+// pack_partials, convolve_sums, normalize and, unless logit_rows is null, convolve_bases in one launch: a cluster of up
+// to END_ITERATION_BLOCKS blocks, one for every 64 channels, has the bases of an image.
 constexpr int END_ITERATION_BLOCKS = 8;
 constexpr int END_ITERATION_SPLITS = 8;  // with more, the blocks of all bases add them faster in a launch before
 struct EndIteration {
   Convolution convolution;
-  Partials partials;            // sums may be null: they are packed already
+  Partials partials;                // sums may be null: they are packed already
   PackedSums packed;
   float* convolved_sums = nullptr;  // [G, Kp, Cp] of float32
   Normalized next;
-  void* logit_rows = nullptr;   // [G, Kp, Cp]
-  float* logit_bias = nullptr;  // [G, K]
+  void* logit_rows = nullptr;       // [G, Kp, Cp]
+  float* logit_bias = nullptr;      // [G, K]
 };
 cudaError_t end_iteration(const Problem&, const EndIteration&, cudaStream_t stream);
 

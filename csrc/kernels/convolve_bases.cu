@@ -20,7 +20,8 @@ cudaError_t convolve(const Problem& problem, Args args, cudaStream_t stream) {
   const dim3 grid(problem.images() * (padded_bases(problem.num_bases) / Args::BASES) *
                   (padded_channels(problem.channels) / Args::CHANNELS));
   return with_math(problem, [&](auto math) {
-    return launch(convolve_kernel<decltype(math), BACKWARD>, grid, dim3(Args::THREADS), Args::SHARED_BYTES, stream, args);
+    return launch(convolve_kernel<decltype(math), BACKWARD>, grid, dim3(Args::THREADS), Args::SHARED_BYTES, stream,
+                  args);
   });
 }
 
