@@ -269,6 +269,7 @@ def test_products_on_hopper_keep_the_limits(core, channels, grad_iters):
     stage = 128 * (64 + (512 if channels > 256 else 256))
     assert plan.m_step.shared_memory == plan.m_step.slots * stage + 128 <= 227 * KIB
     assert 3 <= plan.m_step.slots <= 6
+    assert plan.end_iteration == (channels <= 512)
     assert plan.unit_tail.hopper == (channels % 8 == 0)
     if plan.unit_tail.hopper:
         assert plan.unit_tail.shared_memory == plan.unit_tail.slots * 40 * KIB + 96 * KIB + 128 <= 227 * KIB
@@ -355,4 +356,4 @@ def test_by_default_no_part_for_hopper_is_on(core):
     for plan, on in ((asked, True), (left_to_the_core, False)):
         parts = plan.iteration, plan.gradient, plan.m_step, plan.reconstruct_gradient, plan.grad_x, plan.unit_tail
         assert {part.hopper for part in parts} == {on}
-        assert (plan.overlap, plan.loop.one_launch) == (on, on)
+        assert (plan.overlap, plan.loop.one_launch, plan.end_iteration) == (on, on, on)
