@@ -52,8 +52,10 @@ def check(folder, *stages, environment=None, timeout=60):
 
 
 def rehearsed(**more):
+    # tests inside tests: nothing of the process of pytest-xdist that runs these
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return {
-        **os.environ, "REHEARSAL_PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
+        **inherited, "REHEARSAL_PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
         "PATH": f"{HERE / 'bin'}:{os.environ['PATH']}", "PYTHON": str(PYTHON), "EMA_OPS_RANDOM_SECONDS": "1", **more,
     }  # fmt: skip
 
