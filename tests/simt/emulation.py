@@ -15,7 +15,6 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -92,7 +91,7 @@ def build(
     machine = sorted(HERE.glob("simt*.cpp"))  # its products of warpgroups take most of the time of a test
     CACHE.mkdir(parents=True, exist_ok=True)
 
-    def compiled(path: Path) -> Path:
+    def compilation(path: Path) -> tuple[str, list[str]]:
         how = UNOPTIMISED if path.stem == "bindings" else optimised
         if sanitized and path in machine:
             how = [*how, "-O2"]
@@ -103,13 +102,12 @@ def build(
         # a changed copy of csrc compiles to the same where nothing changed
         words = [word.replace(str(source), "csrc") for word in command]
         texts = [file.read_text() for file in included]
-        return _made(f"{path.stem}-{_digest(*words, *texts)}.o", command)
+        return f"{path.stem}-{_digest(*words, *texts)}.o", command
 
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, [*sources, *machine]))
+    objects = _made([compilation(path) for path in [*sources, *machine]])
     link = [*compiler, *optimised, "-shared", "-pthread", *map(str, objects)]
     folder = f"{name}-{_digest(*(path.name for path in objects), *optimised)}"
-    return _made(f"{folder}/{name}.so", link)
+    return _made([(f"{folder}/{name}.so", link)])[0]
 
 
 def run(program: str, *arguments: object, sanitized: bool = False, **environment: str) -> subprocess.CompletedProcess:
@@ -144,17 +142,30 @@ def _with_included(path: Path, folders: Sequence[Path]) -> set[Path]:
     return found
 
 
-def _made(name: str, command: Sequence[str]) -> Path:
-    path = CACHE / name
-    if path.exists():
-        return path
-    path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-    unfinished.replace(path)
-    return path
+def _made(wanted: Sequence[tuple[str, Sequence[str]]]) -> list[Path]:
+    """The files of these names, where missing by these commands, two at a time."""
+    running: list[tuple[Path, Path, subprocess.Popen]] = []
+
+    def finish() -> None:
+        path, unfinished, process = running.pop(0)
+        _, said = process.communicate()
+        if process.returncode != 0:
+            raise RuntimeError(f"{process.args}\n{said}")
+        unfinished.replace(path)
+
+    for name, command in wanted:
+        path = CACHE / name
+        if path.exists():
+            continue
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        process = subprocess.Popen([*command, "-o", str(unfinished)], stderr=subprocess.PIPE, text=True)
+        running.append((path, unfinished, process))
+        if len(running) == 2:
+            finish()
+    while running:
+        finish()
+    return [CACHE / name for name, _ in wanted]
 
 
 def _digest(*texts: str) -> str:
