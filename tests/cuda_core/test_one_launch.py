@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from backend_checks import assert_same_bits, check_forward, make_bases, make_features, run_loop, uniform
@@ -87,6 +89,12 @@ def test_a_slice_of_channels(loop):
 def test_a_slice_of_positions(loop):
     x = make_features((2, 72, 200), torch.bfloat16)[..., 16:120].mT
     check_forward(x, make_bases(72, 64), "cuda")
+
+
+def test_emulated_blocks_leave_mappings_to_the_process(loop):
+    """Of 65530: tens of thousands of threads at once have stacks, and what runs after them needs memory too."""
+    check_loop(loop, make_features((2, 70, 72), torch.bfloat16), cluster=16, clusters=2)
+    assert len(Path("/proc/self/maps").read_text().splitlines()) < 20_000
 
 
 def test_what_it_does_not_serve(core):

@@ -17,8 +17,11 @@ thread_local Machine* machine = nullptr;
 
 namespace {
 
-constexpr int GUARD = 4096;            // bytes before and behind shared memory
+constexpr int GUARD = 4096;            // bytes before and behind shared memory, and below a stack
 constexpr unsigned char POISON = 0xFF;  // NaN in every type
+// stacks with a page that shows an overflow: those of a block, as all blocks run the same code. Every page splits a
+// mapping in two, and a process that has its 65530 mappings gets no more memory
+constexpr size_t GUARDED = 1024;
 #ifdef __SANITIZE_ADDRESS__
 constexpr size_t STACK = 512 << 10;
 #else
@@ -42,7 +45,7 @@ void Machine::prepare(const Launch& launch) {
     }
     stacks_ = static_cast<unsigned char*>(memory);
     stack_count_ = count;
-    for (size_t i = 0; i < count; ++i) mprotect(stacks_ + i * STACK, 4096, PROT_NONE);  // an overflow shows
+    for (size_t i = 0; i < std::min(count, GUARDED); ++i) mprotect(stacks_ + i * STACK, GUARD, PROT_NONE);
   }
   threads_.resize(count);
   warps_.resize(blocks * ((launch.threads + 31) / 32));
