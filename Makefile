@@ -24,9 +24,9 @@ $(INSTALLED): pyproject.toml setup.py Makefile
 
 # two processes of one thread each: most tests are too small for two threads; data workers in processes of their own
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/segmentation
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests --ignore=tests/segmentation --ignore=tests/triton --ignore=tests/triton_compile --ignore=tests/building
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 tests/triton
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal tests/segmentation
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal tests --ignore=tests/segmentation --ignore=tests/triton --ignore=tests/triton_compile --ignore=tests/building
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --dist worksteal tests/triton
 
 demo: $(INSTALLED)
 	$(VENV)/bin/ema-ops demo --out runs/demo $(if $(QUICK),--quick)
@@ -37,7 +37,7 @@ check: $(INSTALLED)
 	$(RUN) -m mypy
 
 compile: $(INSTALLED)
-	$(RUN) -m pytest -n 2 tests/triton_compile
+	$(RUN) -m pytest tests/triton_compile
 
 compile-sweep: $(INSTALLED)
 	$(RUN) -m pytest -m sweep tests/triton_compile

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from backend_checks import (
@@ -24,6 +26,7 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 orders = pytest.mark.parametrize("layout", ["rows", "image"])
 # with the M-step in the same kernel as the E-step, and not
 either_plan = pytest.mark.parametrize("num_bases", [9, 70])
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # seconds for a call
 examples = {
     "deadline": None,
     "derandomize": True,
@@ -204,12 +207,11 @@ class LoopTests:
                 assert result.isfinite().all()
         check_forward(x, bases, backend, weight=weight, eps=eps)
 
-    @dtypes
-    @orders
+    @pytest.mark.parametrize(("dtype", "layout"), [("fp32", "image"), ("bf16", "rows"), ("fp16", "image")])
     @either_plan
     @pytest.mark.filterwarnings("ignore::RuntimeWarning")
     def test_nan_stays_in_its_image(self, backend, num_bases, layout, dtype):
-        self.check_nan(backend, 70, num_bases, layout, dtype)
+        self.check_nan(backend, 70, num_bases, layout, DTYPES[dtype])
 
     @pytest.mark.filterwarnings("ignore::RuntimeWarning")
     def test_nan_stays_in_its_image_of_many_channels(self, backend):
@@ -227,11 +229,11 @@ class LoopTests:
     @dtypes
     @either_plan
     def test_same_call_same_bits(self, backend, num_bases, dtype):
-        x, bases = make_features((2, 150, 40), dtype), make_bases(40, num_bases)
+        x, bases = make_features((2, 100, 40), dtype), make_bases(40, num_bases)
         first, second = (run_loop(x, bases, backend, num_iters=2) for _ in range(2))
         assert_same_bits(first, second)
 
-    @settings(max_examples=12, **examples)
+    @settings(max_examples=5 if INTERPRETED else 12, **examples)
     @given(
         batch=st.integers(1, 2),
         heads=st.integers(1, 2),

@@ -63,7 +63,7 @@ def test_nan_stays_in_its_image(backend, num_bases, layout):
 def test_same_call_same_bits_in_any_order_of_blocks(backend, monkeypatch, layout):
     x = make_features((2, 130, 70), bf16, layout)
     first = run(x, 20)
-    for order in ("forward", "reverse", "shuffled"):
+    for order in ("reverse", "shuffled"):
         monkeypatch.setenv("EMA_SIMT_ORDER", order)
         assert_same_bits(run(x, 20), first)
 

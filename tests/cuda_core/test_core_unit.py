@@ -81,7 +81,7 @@ def test_the_plan_of_every_device(emulated, monkeypatch, device):
 def test_same_call_same_bits_in_any_order_of_blocks(emulated, monkeypatch, layout):
     x, parameters = features(2, 130, 70, layout=layout), make_parameters(70, 20, bf16)
     first = run_unit(x, parameters, backend="cuda", num_iters=2)
-    for order in ("forward", "reverse", "shuffled"):
+    for order in ("reverse", "shuffled"):
         monkeypatch.setenv("EMA_SIMT_ORDER", order)
         assert_same_bits(run_unit(x, parameters, backend="cuda", num_iters=2), first)
 

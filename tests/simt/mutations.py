@@ -39,13 +39,6 @@ QUICK = [
         ("fused", "many bases", "little shared memory"),
     ),
     Mutation(
-        "pipeline: a piece is not waited for",
-        PIPELINE,
-        WAIT_EARLY,
-        f"if (!late) {WAIT_FOR_TOO_FEW}",
-        ("fused", "little shared memory"),
-    ),
-    Mutation(
         "bases: read by the block before they are there",
         LINES,
         f"if (lane() == 0) place.values[warp()] = value;\n  {BARRIER}",
@@ -67,10 +60,17 @@ QUICK = [
         "meet(1 + group, 128);",
         ("Hopper, one position",),
     ),
-    Mutation("bases: lines that overlap", LINES, "pitch(width + LINE_GAP)", "pitch(width / 2)", ("fused",)),
 ]
 
 OTHERS = [
+    Mutation(
+        "pipeline: a piece is not waited for",
+        PIPELINE,
+        WAIT_EARLY,
+        f"if (!late) {WAIT_FOR_TOO_FEW}",
+        ("fused", "little shared memory"),
+    ),
+    Mutation("bases: lines that overlap", LINES, "pitch(width + LINE_GAP)", "pitch(width / 2)", ("fused",)),
     Mutation(
         "pipeline: no barrier where the slots are few",
         PIPELINE,
