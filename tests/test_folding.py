@@ -1,5 +1,7 @@
 """`folded_em_attention`: the same results and gradients as a 1x1 convolution and the loop behind it."""
 
+import functools
+
 import pytest
 import torch
 from backend_checks import DTYPES, make_features, normal, uniform
@@ -128,10 +130,12 @@ def test_the_bases_of_the_caller_may_move_before_backward():
 @pytest.mark.parametrize("order", ["own", "other"])
 @pytest.mark.parametrize("layout", ["BNC", "BCN", "BHNC"])
 def test_opcheck(layout, order):
-    x = torch.randn({"BNC": (2, 10, 6), "BCN": (2, 6, 5, 2), "BHNC": (2, 1, 10, 6)}[layout])
+    # with float32 the rounding of a warm softmax is more than opcheck allows
+    draw = functools.partial(torch.randn, dtype=torch.float64)
+    x = draw({"BNC": (2, 10, 6), "BCN": (2, 6, 5, 2), "BHNC": (2, 1, 10, 6)}[layout])
     if order == "other":
         x = x.to(memory_format=torch.channels_last) if layout == "BCN" else x.mT.contiguous().mT
-    bases, weight, convolution = torch.randn(1, 6, 4), torch.rand(2, 10), (torch.randn(6, 6), torch.randn(6))
+    bases, weight, convolution = draw(1, 6, 4), torch.rand(2, 10), (draw(6, 6), draw(6))
     loop = (layout, 3, 2, 1.0, 1e-6, "add", None)
     operators, tensors = torch.ops.ema_ops, (x, bases, *convolution)
     for requires_grad in (False, True):
@@ -141,7 +145,7 @@ def test_opcheck(layout, order):
         y, *saved = operators.em_folded_forward(x, bases, weight, *convolution, False, *loop)
     x, *convolution = (t.detach() for t in (x, *convolution))
     for need_bases in (False, True):
-        given = (torch.randn_like(y), torch.randn(2, 1, 6, 4), x, weight, *convolution, *saved, need_bases, *loop)
+        given = (torch.randn_like(y), draw(2, 1, 6, 4), x, weight, *convolution, *saved, need_bases, *loop)
         opcheck(operators.em_folded_backward.default, given)
 
 

@@ -16,13 +16,13 @@ LAYOUTS = {
 
 
 def arguments(layout, requires_grad, order, shared=True):
-    """x, bases [(B,) 3, 2, 4], weight and logit bias of a call with three heads."""
-    x = torch.randn(LAYOUTS[layout])
+    """x, bases [(B,) 3, 2, 4], weight and logit bias of a call with three heads, as precise as opcheck compares them."""
+    x = torch.randn(LAYOUTS[layout], dtype=torch.float64)
     if order == "other":
         x = x.to(memory_format=torch.channels_last) if layout == "BCN" else x.mT.contiguous().mT
-    bases = unit_bases(*(() if shared else (2,)), 3, 2, 4, dtype=torch.float32)
+    bases = unit_bases(*(() if shared else (2,)), 3, 2, 4, dtype=torch.float64)
     weight = torch.rand(2, 1, 10) if layout == "BHNC" else torch.rand(2, 10)
-    bias = torch.randn(2, 4)
+    bias = torch.randn(2, 4, dtype=torch.float64)
     return *(t.requires_grad_(requires_grad) for t in (x, bases)), weight, bias.requires_grad_(requires_grad)
 
 

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from filelock import FileLock
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
@@ -104,10 +106,11 @@ def build(
         texts = [file.read_text() for file in included]
         return f"{path.stem}-{_digest(*words, *texts)}.o", command
 
-    objects = _made([compilation(path) for path in [*sources, *machine]])
-    link = [*compiler, *optimised, "-shared", "-pthread", *map(str, objects)]
-    folder = f"{name}-{_digest(*(path.name for path in objects), *optimised)}"
-    return _made([(f"{folder}/{name}.so", link)])[0]
+    with FileLock(CACHE / "lock"):  # another process may want the same
+        objects = _made([compilation(path) for path in [*sources, *machine]])
+        link = [*compiler, *optimised, "-shared", "-pthread", *map(str, objects)]
+        folder = f"{name}-{_digest(*(path.name for path in objects), *optimised)}"
+        return _made([(f"{folder}/{name}.so", link)])[0]
 
 
 def run(program: str, *arguments: object, sanitized: bool = False, **environment: str) -> subprocess.CompletedProcess:

@@ -161,10 +161,11 @@ class EvaluationConfig(_Section):
     mode: Literal["whole", "slide"] = "whole"
     window: Size | None = None
     stride: Size | None = None
+    batch: Count = 1
 
     @model_validator(mode="after")
     def _check_windows(self) -> EvaluationConfig:
-        Inference(**self.model_dump())
+        Inference(**self.model_dump(exclude={"batch"}))
         return self
 
 

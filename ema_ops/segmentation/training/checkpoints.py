@@ -18,6 +18,7 @@ _HARMLESS = (
     "data.root",
     "data.options.sbd",
     "data.workers",
+    "evaluation.batch",
     "model.backbone_weights",
     "model.weights",
     "model.skip_unfitting",

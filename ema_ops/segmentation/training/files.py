@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, made durable, put in their place at once."""
+"""Files that are whole or not there: written aside, made durable, put in their place at once; and one writer only."""
 
 from __future__ import annotations
 
@@ -8,8 +8,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 PART = ".part"
 """Ending of a file that is being written."""
+
+LOCK = ".lock"
+"""File in a folder that one run has for itself; it stays there, and only its lock counts."""
+
+PATIENCE = 10.0
+"""Seconds to wait for a folder: data workers of a run that was killed need some of them to see that it is gone."""
+
+
+class Folder:
+    """A folder that one run at a time writes to.
+
+    The lock ends with its process, however that ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path / LOCK)
+
+    def take(self) -> None:
+        """Make it if it is not there, and wait for it.
+
+        Raises:
+            OSError: another run still has it, or it cannot be made.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=PATIENCE)
+        except Timeout as error:
+            raise OSError(f"{self.path} is in use by another run: expected a folder of its own for each run") from error
+
+    def leave(self) -> None:
+        """Let others have it; nothing happens if it was not taken."""
+        self._lock.release()
 
 
 @contextmanager

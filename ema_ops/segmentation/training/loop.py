@@ -19,7 +19,7 @@ from ..models.checkpoints import save_network
 from .checkpoints import BEST, LATEST, check_new, fingerprint, read_training
 from .distributed import World, world
 from .failure import failure_report, no_memory, summary, write_report
-from .files import remove_parts, replacing
+from .files import Folder, remove_parts, replacing
 from .logging import Log, Speed, memory
 from .network import new_network
 from .optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -61,7 +61,7 @@ def train(config: Config, *, resume: bool = False) -> Summary:
             settings.
         FileNotFoundError: there is nothing to resume, or a part of the data is missing.
         OSError: a picture cannot be read, a file not written, or the memory of a device is too small; the checkpoint
-            before is kept.
+            before is kept. Or another run is writing to `out`.
         FloatingPointError: a loss or gradient was not finite; `nonfinite.json` in `out` says where.
     """
     with world(config.training.device) as place, StopRequest() as stop:
@@ -90,12 +90,11 @@ class _Run:
         self.training = TrainingStep(self.network, self.optimizer, place, config.training)
         if resume:
             self._restore()
-        place.on_main(self._prepare_out)
 
     def go(self, stop: StopRequest) -> Summary:
         """All steps that are left."""
         self.network.train()
-        with self._open_log() as self.log, self._bar() as bar:
+        with self._prepared_out(), self._open_log() as self.log, self._bar() as bar:
             signal = self._validate(stop) if self._validation_is_due() else None
             if signal is None and self.step < self.config.training.steps:
                 signal = self._steps(bar, stop)
@@ -248,12 +247,22 @@ class _Run:
             )
             speed.restart()
 
-    def _prepare_out(self) -> None:
-        out = self.config.out
-        out.mkdir(parents=True, exist_ok=True)
-        remove_parts(out)
-        with replacing(out / "config.yaml") as part:
-            part.write_text(yaml.safe_dump(self.config.plain(), sort_keys=False), encoding="utf-8")
+    @contextmanager
+    def _prepared_out(self) -> Iterator[None]:
+        """`out` for this run alone, which begins to write there."""
+        out, folder = self.config.out, Folder(self.config.out)
+
+        def prepare() -> None:
+            folder.take()
+            remove_parts(out)
+            with replacing(out / "config.yaml") as part:
+                part.write_text(yaml.safe_dump(self.config.plain(), sort_keys=False), encoding="utf-8")
+
+        try:
+            self.world.on_main(prepare)
+            yield
+        finally:
+            folder.leave()
 
     @contextmanager
     def _open_log(self) -> Iterator[Log | None]:

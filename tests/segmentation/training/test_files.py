@@ -1,4 +1,4 @@
-"""Files are whole or not there; a full disk keeps the checkpoint before."""
+"""Files are whole or not there; a full disk keeps the checkpoint before; a folder belongs to one run."""
 
 import errno
 import os
@@ -7,11 +7,11 @@ import signal
 
 import pytest
 import torch
-from training_runs import finish, rows, start
+from training_runs import CONTEXT, finish, rows, start
 
-from ema_ops.segmentation.training import train
+from ema_ops.segmentation.training import files, train
 from ema_ops.segmentation.training.checkpoints import check_new
-from ema_ops.segmentation.training.files import remove_parts, replacing
+from ema_ops.segmentation.training.files import Folder, remove_parts, replacing
 from ema_ops.segmentation.training.logging import Log, Table
 
 
@@ -67,6 +67,30 @@ def test_parts_of_killed_runs_are_removed(tmp_path):
         (tmp_path / name).touch()
     remove_parts(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["latest.pt"]
+
+
+def hold(path, taken, enough):
+    folder = Folder(path)
+    folder.take()
+    taken.set()
+    enough.wait(60)
+    # without `leave`: the lock ends with the process
+
+
+def test_a_folder_belongs_to_one_run(config, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    run = config("training.steps=2")
+    taken, enough = CONTEXT.Event(), CONTEXT.Event()
+    other = start(hold, run.out, taken, enough)
+    assert taken.wait(60)
+    with pytest.raises(OSError, match=rf"{run.out} is in use by another run: expected a folder of its own"):
+        train(run)
+    assert [path.name for path in run.out.iterdir()] == [".lock"]
+    enough.set()
+    assert finish(other) == 0
+    assert train(run).step == 2
+    # it has let go of it
+    assert train(run, resume=True).step == 2
 
 
 def train_until_the_disk_is_full(config, said):

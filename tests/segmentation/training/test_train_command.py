@@ -10,7 +10,8 @@ import torch
 from training_runs import losses, make_config, rows, write_config
 
 from ema_ops.cli import main
-from ema_ops.segmentation.training import train
+from ema_ops.segmentation.evaluation import evaluate
+from ema_ops.segmentation.training import loop, train
 from ema_ops.segmentation.training.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,7 +37,24 @@ def test_a_run_learns(command, tmp_path):
     assert judged[-1] > 0.5
     assert f"60 steps done, best mIoU {max(judged):.4f}" in said
     found = {path.name for path in (tmp_path / "run").iterdir()}
-    assert found == {"best.pt", "latest.pt", "config.yaml", "log.csv", "validation.csv", "tensorboard"}
+    assert found == {".lock", "best.pt", "latest.pt", "config.yaml", "log.csv", "validation.csv", "tensorboard"}
+
+
+def test_validation_takes_several_pictures_at_a_time(command, tmp_path, monkeypatch):
+    sizes = []
+
+    def judge(network, dataset, **options):
+        network.register_forward_pre_hook(lambda _, inputs: sizes.append((network.training, len(inputs[0]))))
+        return evaluate(network, dataset, **options)
+
+    monkeypatch.setattr(loop, "evaluate", judge)
+    for batch in (1, 3):
+        out = tmp_path / str(batch)
+        options = ("training.steps=5", "training.validate_every=5", "training.pictures=0", f"evaluation.batch={batch}")
+        assert command("--out", str(out), *(word for text in options for word in ("--set", text)))[0] == 0
+    one, three = (rows(tmp_path / str(batch) / "validation.csv") for batch in (1, 3))
+    assert one == three
+    assert max(size for is_training, size in sizes if not is_training) == 3
 
 
 def test_augmentation_of_the_config_reaches_the_batches(command, tmp_path):
