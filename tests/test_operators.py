@@ -16,7 +16,7 @@ LAYOUTS = {
 
 
 def arguments(layout, requires_grad, order, shared=True):
-    """x, bases [(B,) 3, 2, 4], weight and logit bias of a call with three heads, as precise as opcheck compares them."""
+    """x, bases [(B,) 3, 2, 4], weight and logit bias of a call with three heads, in what opcheck compares well."""
     x = torch.randn(LAYOUTS[layout], dtype=torch.float64)
     if order == "other":
         x = x.to(memory_format=torch.channels_last) if layout == "BCN" else x.mT.contiguous().mT
