@@ -11,6 +11,7 @@ _SEGMENTATION = {
     "pydantic": "pydantic",
     "scipy": "scipy",
     "tensorboard": "tensorboard",
+    "filelock": "filelock",
     "torchmetrics": "torchmetrics",
     "tqdm": "tqdm",
     "yaml": "pyyaml",
