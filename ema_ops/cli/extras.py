@@ -7,11 +7,11 @@ from collections.abc import Collection
 
 _SEGMENTATION = {
     "PIL": "pillow",
+    "filelock": "filelock",
     "matplotlib": "matplotlib",
     "pydantic": "pydantic",
     "scipy": "scipy",
     "tensorboard": "tensorboard",
-    "filelock": "filelock",
     "torchmetrics": "torchmetrics",
     "tqdm": "tqdm",
     "yaml": "pyyaml",
