@@ -152,6 +152,7 @@ def test_gpu_tests_run(tmp_path):
 @needs_emulation
 def test_the_whole_check(tmp_path):
     """Every stage but the trainings; the report has every target of a tiny run."""
+    emulation.build_core()  # the script gives its first look at the GPU one minute
     stages = (
         "experiments hopper tests bench hopper_bench latency ncu sanitizer hopper_sanitizer triton random constant unit"
     )
