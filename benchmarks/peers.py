@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ema_ops
 from ema_ops.backends import MODULES, load, refusal
-from ema_ops.backends.cuda import hopper_parts
+from ema_ops.backends.cuda.hopper import hopper_parts
 from ema_ops.problem import Problem
 
 from .case import Case, Inputs

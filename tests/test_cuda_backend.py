@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import ema_ops
-from ema_ops.backends import cuda
-from ema_ops.backends.cuda import CudaBackend, architecture_refusal
+from ema_ops.backends.cuda import CudaBackend, backend
+from ema_ops.backends.cuda.architectures import architecture_refusal
+from ema_ops.backends.cuda.arguments import can_be_boxed
+from ema_ops.backends.cuda.hopper import hopper_parts
 from ema_ops.problem import Problem
 
 CORE = SimpleNamespace(architectures=("80", "90a"), ptx_architectures=(), max_channels=1024, max_bases=256)
@@ -78,11 +80,11 @@ def test_another_kind_of_pytorch(gpus, monkeypatch):
 
 def test_a_core_that_is_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ema_ops._C", None)
-    monkeypatch.setattr(cuda, "BUILD_RECORD", tmp_path / "record")
-    reason = cuda.load_core().unavailable()
+    monkeypatch.setattr(backend, "BUILD_RECORD", tmp_path / "record")
+    reason = backend.load_core().unavailable()
     assert reason == "there is no compiled core ema_ops._C: ema_ops was not installed with pip"
-    cuda.BUILD_RECORD.write_text("the CUDA core is not compiled: nvcc was not found\n")
-    reason = cuda.load_core().unavailable()
+    backend.BUILD_RECORD.write_text("the CUDA core is not compiled: nvcc was not found\n")
+    reason = backend.load_core().unavailable()
     assert reason == "there is no compiled core ema_ops._C: the CUDA core is not compiled: nvcc was not found"
 
 
@@ -91,7 +93,7 @@ def test_a_core_that_does_not_load(monkeypatch):
         raise ImportError("undefined symbol: launch")
 
     monkeypatch.setattr(importlib, "import_module", broken)
-    assert cuda.load_core().unavailable() == "import ema_ops._C failed: undefined symbol: launch"
+    assert backend.load_core().unavailable() == "import ema_ops._C failed: undefined symbol: launch"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_tf32_follows_pytorch():
     try:
         for precision in ("tf32", "ieee"):
             matmul.fp32_precision = precision
-            assert cuda.tf32_allowed() == (precision == "tf32")
+            assert backend.tf32_allowed() == (precision == "tf32")
     finally:
         matmul.fp32_precision = before
 
@@ -180,13 +182,13 @@ def test_the_device_of_a_call_is_current_and_the_caller_s_comes_back(monkeypatch
 )
 def test_parts_of_hopper(text, parts, monkeypatch):
     monkeypatch.setenv("EMA_OPS_HOPPER", text)
-    assert cuda.hopper_parts() == parts
+    assert hopper_parts() == parts
 
 
 def test_unknown_part_of_hopper(monkeypatch):
     monkeypatch.setenv("EMA_OPS_HOPPER", "tiles,wings")
     with pytest.raises(ValueError, match="'tiles,wings': expected 0, 1, or of tiles, overlap, loop"):
-        cuda.hopper_parts()
+        hopper_parts()
 
 
 @pytest.mark.parametrize(
@@ -201,5 +203,5 @@ def test_unknown_part_of_hopper(monkeypatch):
 )
 def test_which_features_can_be_boxed(x, boxed):
     batch, head, position, channel = x.stride()
-    assert cuda.can_be_boxed((x.data_ptr(), batch, head, position, channel, x.shape[3])) == boxed
-    assert cuda.can_be_boxed((7, 7, 7, 7))
+    assert can_be_boxed((x.data_ptr(), batch, head, position, channel, x.shape[3])) == boxed
+    assert can_be_boxed((7, 7, 7, 7))

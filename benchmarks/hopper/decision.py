@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ema_ops.backends.cuda import HOPPER_PARTS
+from ema_ops.backends.cuda.hopper import HOPPER_PARTS
 
 from ..ratios import milliseconds
 from ..records import FAILED, Outcome

@@ -11,7 +11,6 @@ from loop_tests import LoopTests, dtypes, orders
 from parts_tests import PartsTests
 
 import ema_ops
-from ema_ops.backends import cuda
 
 NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux, which `mmap` names from Python 3.13 on
 
@@ -93,7 +92,7 @@ def test_features_beyond_32_bits(backend, apart, num_bases):
 def test_tf32_where_the_user_allows_it(backend, monkeypatch):
     x, bases = make_features((1, 70, 40), torch.float32), make_bases(40, 9)
     _, exact = check_forward(x, bases, backend)
-    monkeypatch.setattr(cuda, "tf32_allowed", lambda: True)
+    monkeypatch.setattr("ema_ops.backends.cuda.backend.tf32_allowed", lambda: True)
     _, rounded = ema_ops.em_attention(x, bases, backend=backend)
     error = (rounded - exact).norm() / exact.norm()
     assert 1e-5 < error < 2e-3

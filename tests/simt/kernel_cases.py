@@ -19,8 +19,6 @@ from folding_checks import check_folding
 from torch import Tensor
 from unit_checks import check_unit, make_parameters
 
-from ema_ops.backends import cuda
-
 fp32, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
 
 
@@ -194,7 +192,7 @@ def run_case(core: Any, case: Case) -> str:
         options["bases"] = inputs.pop("bases")
     if case.weighted:
         options["weight"] = uniform(*case.sizes[:3], seed=4)
-    tf32 = mock.patch.object(cuda, "tf32_allowed", return_value=case.tf32)
+    tf32 = mock.patch("ema_ops.backends.cuda.backend.tf32_allowed", return_value=case.tf32)
     with installed(EmulatedBackend(core, case.multiprocessors, case.shared_memory, case.hopper, case.one_launch)), tf32:
         # tf32 has as many bits as float16
         options["plain_dtype"] = fp16 if case.tf32 else None

@@ -1,4 +1,4 @@
-"""The "cuda" backend: the compiled core `ema_ops._C`. It knows no torch: it takes addresses, strides and a stream.
+"""The "cuda" backend. Its compiled core `ema_ops._C` knows no torch: it takes addresses, strides and a stream.
 
 An address says nothing about the life of its tensor, so whatever is copied or converted first is a name of the method
 that launches.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache, lru_cache
 from pathlib import Path
@@ -16,20 +16,21 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..layout import empty_like_order
-from ..problem import Problem
-from .base import Backend
-from .convolution import convolution_gradient
+from ...layout import empty_like_order
+from ...problem import Problem
+from ..base import Backend
+from ..convolution import convolution_gradient
+from .architectures import architecture_refusal
+from .arguments import address, aligned, as_bases, as_features, as_weight, can_be_boxed, dense, empty, in_order
+from .hopper import HOPPER_PARTS, hopper_parts
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 MAX_BLOCKS = 2**31 - 1  # of one launch
 MAX_POSITIONS = 2**31 - 256  # a position is counted in 32 bits, a little beyond the last one too
-HOPPER_PARTS = ("tiles", "overlap", "loop")  # see docs/environment.md
 # entry points that may read the features more than once
 LOOPS = ("em_forward", "em_backward", "em_folded_forward", "em_folded_backward", "em_unit")
-BUILD_RECORD = Path(__file__).parents[1] / "core_build.txt"  # what the installation said about the core
+BUILD_RECORD = Path(__file__).parents[2] / "core_build.txt"  # what the installation said about the core
 
 
 class CudaBackend(Backend):
@@ -277,122 +278,9 @@ def load_core() -> CudaBackend:
         return CudaBackend(None, f"import ema_ops._C failed: {error}")
 
 
-BACKEND = load_core()
-
-
-def hopper_parts() -> frozenset[str]:
-    """What EMA_OPS_HOPPER turns on: of HOPPER_PARTS those named, by commas; "1" for all but "loop", "0" for none.
-
-    Raises ValueError for another word.
-    """
-    return parse_hopper_parts(os.environ.get("EMA_OPS_HOPPER", ""))
-
-
-@lru_cache
-def parse_hopper_parts(text: str) -> frozenset[str]:
-    """ "tiles,overlap" -> {"tiles", "overlap"}."""
-    words = set(filter(None, text.split(",")))
-    parts = frozenset(words - {"0", "1"} | ({"tiles", "overlap"} if "1" in words else set()))
-    if not parts <= set(HOPPER_PARTS):
-        raise ValueError(
-            f"EMA_OPS_HOPPER is {text!r}: expected 0, 1, or of {', '.join(HOPPER_PARTS)} with commas between"
-        )
-    return parts
-
-
-@lru_cache
-def architecture_refusal(
-    architectures: Sequence[str], ptx_architectures: Sequence[str], capability: tuple[int, int]
-) -> str | None:
-    """Why code built for `architectures` ("80", "90a") and `ptx_architectures` does not run on a device, or None.
-
-    Machine code runs on its own architecture and later ones of the same generation, PTX on every later one; with
-    the suffix "a" each runs on its own architecture only, with "f" only within its generation.
-    """
-    for name in architectures:
-        built, suffix = parse_architecture(name)
-        if capability == built or (suffix != "a" and capability[0] == built[0] and capability > built):
-            return None
-    for name in ptx_architectures:
-        built, suffix = parse_architecture(name)
-        later = suffix == "" or (suffix == "f" and capability[0] == built[0])
-        if capability == built or (later and capability > built):
-            return None
-    built_for = [*architectures, *(f"PTX {name}" for name in ptx_architectures)]
-    return (
-        f"has compute capability {capability[0]}.{capability[1]}, and the compiled core was built for "
-        f"{', '.join(built_for) or 'no architecture'} (EMA_OPS_CUDA_ARCHS)"
-    )
-
-
-def parse_architecture(name: str) -> tuple[tuple[int, int], str]:
-    """("90a") -> ((9, 0), "a")."""
-    number = name.rstrip("af")
-    major, minor = divmod(int(number), 10)
-    return (major, minor), name[len(number) :]
-
-
 def tf32_allowed() -> bool:
     """Whether float32 products may drop to TF32, as in PyTorch's own matrix products."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def in_order(problem: Problem, rows: Tensor) -> Tensor:
-    """`rows` [B, H, N, C] with the innermost dimension of the problem's memory order dense: itself or a copy."""
-    inner = 2 if problem.order == "BHCN" else 3
-    if rows.shape[inner] == 1 or rows.stride(inner) == 1:
-        return rows
-    batch, heads, positions, channels = rows.shape
-    shape = (batch, heads, channels, positions) if inner == 2 else (batch, heads, positions, channels)
-    copy = torch.empty(shape, dtype=rows.dtype, device=rows.device)
-    return (copy.transpose(2, 3) if inner == 2 else copy).copy_(rows)
-
-
-def as_features(problem: Problem, rows: Tensor) -> tuple[int, ...]:
-    """`rows` [B, H, N, C] as the core takes them, with the innermost dimension of the problem's memory order dense."""
-    batch, head, position, channel = rows.stride()
-    if problem.order == "BHCN":
-        position = 1  # it may be anything where its size is 1
-    else:
-        channel = 1
-    return rows.data_ptr(), batch, head, position, channel, rows.shape[3]
-
-
-def aligned(tensor: Tensor) -> Tensor:
-    """`tensor` from a multiple of 16 bytes on: itself or a copy."""
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
-
-
-def can_be_boxed(argument: Any) -> bool:
-    """Whether features of 16-bit numbers start and step at multiples of 16 bytes; True for what are no features."""
-    if not isinstance(argument, tuple) or len(argument) != 6:
-        return True
-    data, batch, head, position, channel, _ = argument
-    step = position if channel == 1 else channel
-    # what is expanded has a stride of 0, of which the copy engine's documentation says nothing
-    return 0 not in (batch, head, step) and (data | 2 * (batch | head | step)) % 16 == 0
-
-
-def as_weight(weight: Tensor | None) -> tuple[int, ...]:
-    """`weight` [B, H, N] as the core takes it."""
-    return (0, 0, 0, 0) if weight is None else (weight.data_ptr(), *weight.stride())
-
-
-def as_bases(bases: Tensor) -> tuple[int, ...]:
-    """Bases [B, H, C, K] in float32 as the core takes them."""
-    return bases.data_ptr(), *bases.stride()
-
-
-def dense(tensor: Tensor | None) -> Tensor | None:
-    """In float32 and contiguous; None stays None."""
-    return None if tensor is None else tensor.to(torch.float32).contiguous()
-
-
-def empty(problem: Problem, *sizes: int) -> Tensor:
-    """Uninitialised float32."""
-    return torch.empty(sizes, dtype=torch.float32, device=problem.device)
-
-
-def address(tensor: Tensor | None) -> int:
-    """0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
+BACKEND = load_core()
