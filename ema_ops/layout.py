@@ -7,6 +7,7 @@ and "BHNC" is [B, H, N, C]. In the first two the channels are split over the hea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -14,10 +15,10 @@ from torch import Tensor
 FROM_FASTEST = {"BHNC": (3, 2, 1, 0), "BNHC": (3, 1, 2, 0), "BHCN": (2, 3, 1, 0)}
 
 
-def channels_are_fastest(x: Tensor, layout: str) -> bool:
-    """Whether neighbouring channels of `x` lie closer together in memory than neighbouring positions."""
+def channels_are_fastest(strides: Sequence[int], layout: str) -> bool:
+    """Whether neighbouring channels lie closer together in memory than neighbouring positions."""
     channel, position = (1, -1) if layout == "BCN" else (-1, -2)
-    return x.stride(channel) <= x.stride(position)
+    return strides[channel] <= strides[position]
 
 
 def as_rows(x: Tensor, layout: str, heads: int) -> Tensor:
@@ -25,7 +26,7 @@ def as_rows(x: Tensor, layout: str, heads: int) -> Tensor:
     if layout == "BHNC":
         return x
     # flatten copies where it must: in the order that the memory of x has, so that the copy keeps it
-    if channels_are_fastest(x, layout):
+    if channels_are_fastest(x.stride(), layout):
         rows = (x.movedim(1, -1) if layout == "BCN" else x).flatten(1, -2)
     else:
         rows = (x if layout == "BCN" else x.movedim(-1, 1)).flatten(2).transpose(1, 2)
@@ -36,13 +37,8 @@ def as_rows(x: Tensor, layout: str, heads: int) -> Tensor:
 
 def from_rows(rows: Tensor, x: Tensor, layout: str) -> Tensor:
     """`rows` [B, H, N, C / H] in the shape of `x` but for its channels, dense, with the strides of `empty_like`."""
-    _, heads, _, channels = rows.shape
-    sizes, strides = dense_strides(x, layout, channels if layout == "BHNC" else heads * channels)
-    if layout == "BHNC":
-        wanted = strides
-    else:
-        position, channel = (strides[-1], strides[1]) if layout == "BCN" else strides[-2:]
-        wanted = [strides[0], channels * channel, position, channel]
+    heads, channels = rows.shape[1], rows.shape[3]
+    sizes, strides, wanted = _result_strides(x.shape, x.stride(), layout, heads, channels)
     got = rows.stride()
     if all(got[dim] == wanted[dim] or rows.shape[dim] == 1 for dim in range(4)):
         return restrided(rows, sizes, strides)
@@ -53,28 +49,44 @@ def from_rows(rows: Tensor, x: Tensor, layout: str) -> Tensor:
 
 def empty_like(x: Tensor, layout: str, channels: int) -> Tensor:
     """A dense, uninitialised tensor in the dtype, shape and memory order of `x`, but with `channels`."""
-    return x.new_empty_strided(*dense_strides(x, layout, channels))
+    return x.new_empty_strided(*dense_strides(x.shape, x.stride(), layout, channels))
 
 
-def dense_strides(x: Tensor, layout: str, channels: int) -> tuple[list[int], list[int]]:
-    """Sizes and strides of a result in the shape and memory order of `x`, but with `channels`.
+def dense_strides(shape: Sequence[int], like: Sequence[int], layout: str, channels: int) -> tuple[list[int], list[int]]:
+    """Sizes and strides of a result in `shape`, but with `channels`, and in the memory order of the strides `like`.
 
     The one place that decides the strides of results, for real and for fake tensors.
     """
-    sizes = list(x.shape)
+    sizes = list(shape)
     channel = 1 if layout == "BCN" else len(sizes) - 1
     sizes[channel] = channels
     order: Sequence[int]
     if layout == "BHNC":
-        order = FROM_FASTEST[memory_order(x)]
+        order = FROM_FASTEST[_memory_order(shape, like)]
     else:
         others = [dim for dim in range(len(sizes) - 1, -1, -1) if dim != channel]
-        order = [channel, *others] if channels_are_fastest(x, layout) else [*others[:-1], channel, 0]
+        order = [channel, *others] if channels_are_fastest(like, layout) else [*others[:-1], channel, 0]
     strides, step = [1] * len(sizes), 1
     for dim in order:
         strides[dim] = step
         step *= sizes[dim]
     return sizes, strides
+
+
+# asked at every call in eager mode; fake tensors have sizes that are no keys
+_known_strides = lru_cache(maxsize=1024)(dense_strides)
+
+
+@lru_cache(maxsize=1024)
+def _result_strides(
+    shape: Sequence[int], like: Sequence[int], layout: str, heads: int, channels: int
+) -> tuple[list[int], list[int], list[int]]:
+    """`dense_strides` of what comes from rows with `heads` of `channels`, and the strides of such rows."""
+    sizes, strides = dense_strides(shape, like, layout, channels if layout == "BHNC" else heads * channels)
+    if layout == "BHNC":
+        return sizes, strides, strides
+    position, channel = (strides[-1], strides[1]) if layout == "BCN" else strides[-2:]
+    return sizes, strides, [strides[0], channels * channel, position, channel]
 
 
 def as_own_tensor(tensor: Tensor) -> Tensor:
@@ -95,11 +107,16 @@ def memory_order(rows: Tensor) -> str:
     One of "BHNC" (rows), "BNHC" (rows with the heads inside, as in a channels-last image) and "BHCN" (as in a
     contiguous image).
     """
-    if not channels_are_fastest(rows, "BHNC"):
+    return _memory_order(rows.shape, rows.stride())
+
+
+def _memory_order(shape: Sequence[int], strides: Sequence[int]) -> str:
+    if not channels_are_fastest(strides, "BHNC"):
         return "BHCN"
-    return "BNHC" if rows.shape[1] > 1 and rows.stride(1) < rows.stride(2) else "BHNC"
+    return "BNHC" if shape[1] > 1 and strides[1] < strides[2] else "BHNC"
 
 
 def empty_like_order(rows: Tensor, channels: int | None = None) -> Tensor:
     """A dense, uninitialised [B, H, N, channels] in the memory order and dtype of `rows`."""
-    return empty_like(rows, "BHNC", rows.shape[3] if channels is None else channels)
+    shape = rows.shape
+    return rows.new_empty_strided(*_known_strides(shape, rows.stride(), "BHNC", channels or shape[3]))

@@ -56,9 +56,15 @@ def as_bases(bases: Tensor) -> tuple[int, ...]:
     return bases.data_ptr(), *bases.stride()
 
 
+def in_float32(tensor: Tensor) -> Tensor:
+    """`tensor` itself or a copy."""
+    # a call that changes nothing costs a microsecond
+    return tensor if tensor.dtype is torch.float32 else tensor.to(torch.float32)
+
+
 def dense(tensor: Tensor | None) -> Tensor | None:
     """In float32 and contiguous; None stays None."""
-    return None if tensor is None else tensor.to(torch.float32).contiguous()
+    return None if tensor is None else in_float32(tensor).contiguous()
 
 
 def empty(problem: Problem, *sizes: int) -> Tensor:

@@ -22,7 +22,18 @@ from ...problem import Problem
 from ..base import Backend
 from ..convolution import convolution_gradient
 from .architectures import architecture_refusal
-from .arguments import address, aligned, as_bases, as_features, as_weight, can_be_boxed, dense, empty, in_order
+from .arguments import (
+    address,
+    aligned,
+    as_bases,
+    as_features,
+    as_weight,
+    can_be_boxed,
+    dense,
+    empty,
+    in_float32,
+    in_order,
+)
 from .hopper import HOPPER_PARTS, hopper_parts
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -45,6 +56,7 @@ class CudaBackend(Backend):
         self.planned = lru_cache(maxsize=1024)(self._plan)
         self.no_device = cache(self._no_device)
         self.device_refusal = cache(self._device_refusal)
+        self.known_refusal = lru_cache(maxsize=1024)(self._refusal)
 
     def unavailable(self):
         return self.missing if self.core is None else self.no_device()
@@ -60,6 +72,9 @@ class CudaBackend(Backend):
         return None if first is None or None in map(self.device_refusal, others) else first
 
     def refuses(self, problem):
+        return self.known_refusal(problem)
+
+    def _refusal(self, problem: Problem) -> str | None:
         if problem.dtype not in DTYPES:
             return f"dtype is {problem.dtype}: expected float32, bfloat16 or float16"
         for name, value, limit in (
@@ -122,7 +137,7 @@ class CudaBackend(Backend):
 
     def em_forward(self, problem, x, bases, weight):
         x = in_order(problem, x)
-        bases = bases.to(torch.float32)
+        bases = in_float32(bases)
         matrices = (problem.batch, problem.heads, problem.channels, problem.num_bases)
         path, last = empty(problem, problem.num_iters, *matrices), empty(problem, *matrices)
         mass = empty(problem, problem.num_iters, problem.batch, problem.heads, problem.num_bases)
@@ -146,7 +161,7 @@ class CudaBackend(Backend):
         return grad_x, grad_initial
 
     def em_step(self, problem, x, bases, weight, logit_bias):
-        x, bases, logit_bias = in_order(problem, x), bases.to(torch.float32), dense(logit_bias)
+        x, bases, logit_bias = in_order(problem, x), in_float32(bases), dense(logit_bias)
         sums = empty(problem, problem.batch, problem.heads, problem.channels, problem.num_bases)
         mass = torch.empty_like(sums[:, :, 0])
         self._run(
@@ -156,7 +171,7 @@ class CudaBackend(Backend):
         return sums, mass
 
     def em_step_backward(self, problem, grad_sums, grad_mass, x, bases, weight, logit_bias):
-        x, bases, logit_bias = in_order(problem, x), bases.to(torch.float32), dense(logit_bias)
+        x, bases, logit_bias = in_order(problem, x), in_float32(bases), dense(logit_bias)
         grad_sums, grad_mass = dense(grad_sums), dense(grad_mass)
         grad_x, grad_bases, grad_logit_bias = (
             empty_like_order(x),
@@ -172,7 +187,7 @@ class CudaBackend(Backend):
 
     def em_reconstruct(self, problem, x, logit_bases, value_bases, logit_bias):
         x, logit_bias = in_order(problem, x), dense(logit_bias)
-        logit_bases, value_bases = logit_bases.to(torch.float32), value_bases.to(torch.float32)
+        logit_bases, value_bases = in_float32(logit_bases), in_float32(value_bases)
         y = empty_like_order(x, problem.value_channels)
         self._run(
             "em_reconstruct", problem, as_features(problem, x), as_bases(logit_bases), as_bases(value_bases),
@@ -182,7 +197,7 @@ class CudaBackend(Backend):
 
     def em_reconstruct_backward(self, problem, grad_y, x, logit_bases, value_bases, logit_bias):
         x, grad_y, logit_bias = in_order(problem, x), in_order(problem, grad_y), dense(logit_bias)
-        logit_bases, value_bases = logit_bases.to(torch.float32), value_bases.to(torch.float32)
+        logit_bases, value_bases = in_float32(logit_bases), in_float32(value_bases)
         grad_x = empty_like_order(x)
         per_base = (problem.batch, problem.heads, problem.num_bases)
         small = (
@@ -198,7 +213,7 @@ class CudaBackend(Backend):
         return grad_x, *small
 
     def em_folded_forward(self, problem, x, bases, weight, conv_weight, conv_bias):
-        x, bases, conv_weight = in_order(problem, x), bases.to(torch.float32), aligned(conv_weight.to(x.dtype))
+        x, bases, conv_weight = in_order(problem, x), in_float32(bases), aligned(conv_weight.to(x.dtype))
         matrices = (problem.batch, 1, problem.channels, problem.num_bases)
         path, sums = (empty(problem, problem.num_iters, *matrices) for _ in range(2))
         mass = empty(problem, problem.num_iters, problem.batch, 1, problem.num_bases)
@@ -231,7 +246,7 @@ class CudaBackend(Backend):
         return grad_x, *gradients, grad_initial
 
     def em_unit(self, problem, x, bases, weight, weight1, bias1, weight2, bias2):
-        x, bases, weight2 = in_order(problem, x), bases.to(torch.float32), aligned(weight2)
+        x, bases, weight2 = in_order(problem, x), in_float32(bases), aligned(weight2)
         y, last = empty_like_order(x), empty(problem, problem.batch, 1, problem.channels, problem.num_bases)
         self._run(
             "em_unit", problem, as_features(problem, x), as_weight(weight), as_bases(bases),
