@@ -32,10 +32,7 @@ EMA_DEVICE void respond(const EStepBlock<V>& block, const TensorMap& z_map) {
   const EStep& io = args.io;
   const int thread = threadIdx.x, base = first_base();
   const bool real[2] = {base < args.num_bases, base + 8 < args.num_bases};
-  auto hand_over = [&](int slot) {
-    __syncwarp();
-    if (lane() == 0) arrive(block.z_full + slot);
-  };
+  auto hand_over = [&](int slot) { arrive_as_warp(block.z_full + slot); };
   uint32_t rows[V::CHANNELS / 16][4];
   load_rows(rows, block);
   const float weight_unit = 1.f / weight_power(io.weight_maxima, block.image);

@@ -52,7 +52,7 @@ struct EStepBlock {
     if (threadIdx.x == 0) {
       for (int i = 0; i < args.stages; ++i) {
         init_barrier(x_full + i, V::M_GROUPS);
-        init_barrier(z_full + i, 4);
+        init_barrier(z_full + i, GROUP_WARPS);
       }
       publish_barriers();
     }

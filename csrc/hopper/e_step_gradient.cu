@@ -83,7 +83,7 @@ struct Work {
     init_barrier(rows_full(), 1);
     for (int i = 0; i < args.stages; ++i) init_barrier(full(i), LOADERS);
     for (int i = 0; i < GROUPS; ++i) {
-      init_barrier(ready(i), GROUP);
+      init_barrier(ready(i), GROUP_WARPS);
       init_barrier(taken(i), LOADERS);
     }
     publish_barriers();
@@ -214,7 +214,7 @@ EMA_DEVICE void make_gradients(const Work<V>& work, int group) {
     store_positions<Math>(z, work.responsibilities(group));
     fence_copies();
     if constexpr (V::M_STEP) {
-      arrive(work.ready(group));
+      arrive_as_warp(work.ready(group));
     } else {
       meet(1 + group, GROUP);
       if (leads) work.store(i, group);

@@ -7,10 +7,16 @@
 
 namespace ema::hopper {
 
-constexpr int GROUP = 128;  // threads of a warpgroup
+constexpr int GROUP = 128, GROUP_WARPS = GROUP / 32;  // threads and warps of a warpgroup
 
 EMA_DEVICE int group_thread() { return threadIdx.x % GROUP; }
 EMA_DEVICE int first_base() { return group_thread() / 32 * 16 + lane() / 4; }
+
+// One arrival of the warp, for what all of its threads have done before.
+EMA_DEVICE void arrive_as_warp(Barrier* barrier) {
+  __syncwarp();
+  if (opaque(threadIdx.x) % 32 == 0) arrive(barrier);  // made anew each time: there is no register for it
+}
 
 // Where position c of a thread is in its registers, and which one of the 32 it is.
 EMA_DEVICE constexpr int at(int c) { return c / 2 * 4 + c % 2; }

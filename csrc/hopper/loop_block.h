@@ -78,11 +78,11 @@ struct LoopBlock {
   EMA_DEVICE void init() const {
     for (int i = 0; i < Shape::STAGES; ++i) {
       init_barrier(&stage_full[i], 2);
-      init_barrier(&z_full[i], 128);
+      init_barrier(&z_full[i], GROUP_WARPS);
     }
     for (int i = 0; i < Shape::STAGES / 2; ++i) init_barrier(&z_loaded[i], 2);
     init_barrier(bases_full, 1);
-    init_barrier(bases_taken, 128);
+    init_barrier(bases_taken, GROUP_WARPS);
     publish_barriers();
   }
 

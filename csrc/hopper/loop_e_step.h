@@ -24,7 +24,7 @@ class LoopEStep {
       uint32_t bases[Shape::WIDTH / 16][4];
       wait(block_.bases_full, t & 1);
       load(bases);
-      arrive(block_.bases_taken);
+      arrive_as_warp(block_.bases_taken);
       float mass[2] = {};
 #pragma unroll 1
       for (int i = 0; i < block_.tiles; ++i) {
@@ -40,14 +40,14 @@ class LoopEStep {
         wait_for_products<0>();
         settle(z);
         // a tile is handed over after the products of the next one: its own run beside the softmax that follows
-        if (i > 0) arrive(&block_.z_full[(i - 1) % Shape::STAGES]);
+        if (i > 0) arrive_as_warp(&block_.z_full[(i - 1) % Shape::STAGES]);
         respond_to<Math>(z, real, block_.maxima, block_.totals, E_STEP_MEETS);
         if (is_last) store(z, Tile<uint16_t, 64>{block_.stored_pair(args_, i / 2)}, i % 2 * LOOP_TILE);
         weigh(z, weight, mass);
         store(z, Tile<uint16_t, 64>{block_.z_pair(slot / 2)}, slot % 2 * LOOP_TILE);
         fence_copies();
       }
-      if (block_.tiles > 0) arrive(&block_.z_full[(block_.tiles - 1) % Shape::STAGES]);
+      if (block_.tiles > 0) arrive_as_warp(&block_.z_full[(block_.tiles - 1) % Shape::STAGES]);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         for (int other = 1; other < 4; other *= 2) mass[half] += __shfl_xor_sync(~0u, mass[half], other);

@@ -1,6 +1,7 @@
 """Fences that somebody could forget, and memory that is written in turns and would be written too early without."""
 
 from mutations import (
+    GROUP_TILE,
     HOPPER_E_STEP,
     HOPPER_GRADIENT,
     HOPPER_TAIL,
@@ -26,6 +27,13 @@ FENCES = [
         HOPPER_GRADIENT,
         "fence_copies();\n    if constexpr (V::M_STEP) {",
         "if constexpr (V::M_STEP) {",
+        ("Hopper, one position",),
+    ),
+    Mutation(
+        "Hopper: a warp arrives when one of its threads is there",
+        GROUP_TILE,
+        "__syncwarp();\n  if (opaque",
+        "if (opaque",
         ("Hopper, one position",),
     ),
     Mutation(

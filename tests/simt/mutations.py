@@ -334,6 +334,13 @@ OTHERS = [
         ("Hopper", "Hopper, all channels"),
     ),
     Mutation(
+        "Hopper's gradient: tiles are multiplied before all warps have written them",
+        HOPPER_GRADIENT,
+        "init_barrier(ready(i), GROUP_WARPS);",
+        "init_barrier(ready(i), 1);",
+        ("Hopper, all channels",),
+    ),
+    Mutation(
         "Hopper's gradient: positions beyond the last have masses",
         HOPPER_GRADIENT,
         "position + group_thread(), args.positions);",
@@ -366,8 +373,8 @@ OTHERS = [
     Mutation(
         "loop: responsibilities handed over before they are there",
         LOOP_E_STEP,
-        "if (i > 0) arrive(&block_.z_full[(i - 1) % Shape::STAGES]);",
-        "if (i < block_.tiles - 1) arrive(&block_.z_full[i % Shape::STAGES]);",
+        "if (i > 0) arrive_as_warp(&block_.z_full[(i - 1) % Shape::STAGES]);",
+        "if (i < block_.tiles - 1) arrive_as_warp(&block_.z_full[i % Shape::STAGES]);",
         ("loop",),
     ),
     Mutation(
