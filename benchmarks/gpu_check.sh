@@ -39,6 +39,7 @@ below one and run `python -m benchmarks.gpu_report FOLDER`. The status is 1 if a
   PYTHON                the interpreter, python3 without it; with torch, numpy, pytest, matplotlib, tqdm, and to build
                         the core setuptools, pybind11, ninja and nvcc; for validation all of ema_ops[demo].
                         With pytest-xdist the tests run in several processes, and one that kills a context harms no other
+  EMA_OPS_PATIENCE      a whole number: the time limits of all parts times it
   EMA_OPS_SECONDS       the whole call ends before them, report included; 560 for a plan, no limit without it
   EMA_OPS_WHEELS        a folder of wheels for what is missing of these
   EMA_OPS_CUDA_ARCHS    what to compile for; this GPU without it
@@ -83,7 +84,7 @@ give_up() { say "gpu_check: $1" >&2; exit 2; }
 # part NAME SECONDS COMMAND...: with its output in NAME.txt and its status and time in parts.csv. First it is asked to end,
 # as by Ctrl-C, so that it writes what it has; the report keeps half a minute.
 part() {
-  local name=$1 seconds=$2 start=$SECONDS code
+  local name=$1 seconds=$(($2 * ${EMA_OPS_PATIENCE:-1})) start=$SECONDS code
   shift 2
   [ -z "$allowed" ] || seconds=$((seconds < allowed - SECONDS - 30 ? seconds : allowed - SECONDS - 30))
   if [ "$seconds" -lt 10 ]; then
@@ -210,11 +211,12 @@ run_stage() {
       bench peers 50 --memory-order channels_last --batch 1 16 --sizes 65x65 --mode forward full --backends cuda ;;
     constant) bench constant_work 80 --memory-order channels_last --shapes constant-work --mode forward backward --peers --backends cuda triton ;;
     hopper_bench)
-      local on
+      local on name
       for on in 0 tiles overlap overlap,tiles loop,overlap,tiles; do
-        EMA_OPS_HOPPER=$on bench "hopper_${on/#0/off}" 22 --memory-order channels_last --batch 1 8 16 --sizes 65x65 33x33 129x129 \
+        name=${on//,/+} name=${name/#0/off}  # commas separate columns
+        EMA_OPS_HOPPER=$on bench "hopper_$name" 22 --memory-order channels_last --batch 1 8 16 --sizes 65x65 33x33 129x129 \
           --mode forward backward unit --backends cuda --peers $([ "$on" != 0 ] || echo official-compiled)
-        EMA_OPS_HOPPER=$on bench "hopper_images_${on/#0/off}" 12 --memory-order contiguous --batch 1 16 --sizes 65x65 64x64 \
+        EMA_OPS_HOPPER=$on bench "hopper_images_$name" 12 --memory-order contiguous --batch 1 16 --sizes 65x65 64x64 \
           --mode forward backward --backends cuda --peers
       done ;;
     latency) part latency 60 "$python" -m benchmarks.latency "$work/latency.csv" ;;

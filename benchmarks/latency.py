@@ -24,7 +24,7 @@ from ema_ops.backends import MODULES, load
 from .case import Case, draw
 from .peers import name_of
 
-CHANNELS, SIZES = 512, (33, 65, 129)
+CHANNELS, NUM_BASES, SIZES = 512, 64, (33, 65, 129)
 COLUMNS = ("peer", "height", "call_us", "replay_us", "overhead_us", "python_us")
 WARM_UP, REPEATS = 20, 300
 
@@ -49,7 +49,7 @@ def measure(device: torch.device, repeats: int = REPEATS) -> Iterator[tuple[str,
         if load(backend).unavailable() is not None:
             continue
         for side in SIZES:
-            inputs = draw(Case(1, CHANNELS, side, side, 64, 3, "bfloat16", "channels_last"), device, seed=0)
+            inputs = draw(Case(1, CHANNELS, side, side, NUM_BASES, 3, "bfloat16", "channels_last"), device, seed=0)
 
             def call(inputs=inputs, backend=backend) -> object:
                 with torch.no_grad():

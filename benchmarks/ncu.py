@@ -26,6 +26,7 @@ from .units import ours as our_unit
 from .workload import workload
 
 SHAPES = (("forward", 16), ("backward", 16), ("unit", 16), ("forward", 1))
+SIZES = (512, 65, 65, 64, 3)  # C, height, width, K, T
 PARTS = ("0", "overlap,tiles", "loop,overlap,tiles")
 # column of the table -> metric
 METRICS = {
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_once(mode: str, batch: int) -> None:
     """A call of the "cuda" backend that ncu sees, behind one that it does not."""
     device = torch.device("cuda")
-    case = Case(batch, 512, 65, 65, 64, 3, "bfloat16", "channels_last")
+    case = Case(batch, *SIZES, "bfloat16", "channels_last")
     inputs = draw(case, device, seed=0)
     peer = our_unit("cuda", fold=True) if mode == "unit" else ours("cuda")
     work = workload(peer, peer.build(case), inputs, mode)

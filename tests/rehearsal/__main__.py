@@ -20,6 +20,7 @@ def main(arguments: list[str]) -> None:
     multiprocessing.set_executable(str(HERE / "bin" / "python"))
     kind, *rest = arguments
     if kind == "-c":
+        sys.modules["xdist"] = None  # its processes would not be on this GPU
         sys.argv = ["-c", *rest[1:]]
         exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
         return

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 # scripts with sizes of their own
-SHRUNK = ("benchmarks.latency", "benchmarks.folding")
+SHRUNK = ("benchmarks.latency", "benchmarks.folding", "benchmarks.ncu")
 # what the tests see on CPU tensors and not on a GPU, by the start of the test's name
 DIFFERENT = {
     "test_values_on_a_gpu_are_checked_on_request_only": "values of CPU tensors are always checked",
@@ -42,7 +42,7 @@ def shrink_tests() -> None:
 
 def shrink_benchmarks() -> None:
     """Cases keep their labels and are measured tiny and briefly."""
-    from benchmarks import floor, folding, latency, microbenchmark, options
+    from benchmarks import floor, folding, latency, microbenchmark, ncu, options
 
     labels = {}
     all_cases, row, checked = options.Options.cases, microbenchmark.Bench._row, options._checked
@@ -63,8 +63,10 @@ def shrink_benchmarks() -> None:
     options._checked = lambda asked: dataclasses.replace(checked(asked), seconds=1e-4)
     microbenchmark.Bench._row = lambda self, case, mode, peer: row(self, labels.get(case, case), mode, peer)
     floor.COPY_BYTES, floor.MATRIX_SIDE = {"cuda": 1 << 16}, {"cuda": 32}
-    folding.SHAPES = [(64, 5, 4)]
-    latency.CHANNELS, latency.SIZES, latency.WARM_UP, latency.REPEATS = 24, (5,), 1, 2
+    measure = folding.measure
+    folding.SHAPES, folding.measure = [(64, 5, 4)], lambda x, bases, mode, repeats: measure(x[:2], bases, mode, 1)
+    latency.CHANNELS, latency.NUM_BASES, latency.SIZES, latency.WARM_UP, latency.REPEATS = 24, 4, (5,), 1, 2
+    ncu.SIZES, ncu.SHAPES = (64, 5, 5, 4, 3), tuple((mode, min(batch, 2)) for mode, batch in ncu.SHAPES)
 
 
 def pytest_collection_modifyitems(items):
