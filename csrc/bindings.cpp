@@ -144,7 +144,8 @@ void bind_plan(py::module_& m) {
       .def_readwrite("slots", &UnitTailPlan::slots)
       .def_readwrite("shared_memory", &UnitTailPlan::shared_memory)
       .def_readwrite("hopper", &UnitTailPlan::hopper)
-      .def_readwrite("splits", &UnitTailPlan::splits);
+      .def_readwrite("splits", &UnitTailPlan::splits)
+      .def_readwrite("cluster", &UnitTailPlan::cluster);
   py::class_<LoopPlan>(m, "LoopPlan")
       .def_readwrite("one_launch", &LoopPlan::one_launch)
       .def_readwrite("cluster", &LoopPlan::cluster)

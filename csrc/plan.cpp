@@ -18,6 +18,7 @@ constexpr int BOX_SLOTS = 6;                     // of a ring of boxes
 constexpr int BARRIER_BYTES = 128;               // of such a ring: two for every slot
 constexpr int FLOAT32_TILES = 8;                 // of a split of an M-step, added one position after the other
 constexpr int FUSED_CHUNKS = 8;                  // one for every warp of a small block
+constexpr double FED_BY_L2 = 0.6;                // of the multiprocessors (benchmarks/hopper/model.py)
 
 int64_t ceil_div(int64_t numerator, int64_t denominator) { return (numerator + denominator - 1) / denominator; }
 
@@ -248,6 +249,28 @@ ProductsPlan plan_products(const Problem& problem, int products, int channels, c
   return plan;
 }
 
+// The end of the unit by csrc/hopper. Alone, more than FED_BY_L2 of the multiprocessors wait for L2. Pairs of blocks
+// read half as much from it and wait for their own products; but their tiles are twice as long, so that the same
+// positions may take them more turns: few blocks, or images that end early in a tile, stay alone.
+void split_unit_tail(UnitTailPlan& plan, const Problem& problem, const Device& device) {
+  SplitCost alone;
+  alone.works = problem.images() * ceil_div(problem.channels, hopper::UNIT_TAIL_OUTPUTS);
+  alone.tiles = ceil_div(problem.positions, hopper::UNIT_TAIL_POSITIONS);
+  alone.tile_bytes = ceil_div(problem.channels, 64) * hopper::UNIT_TAIL_SLOT_BYTES;
+  alone.block_bytes = alone.slot_bytes = 0;
+  alone.blocks = alone.multiprocessors = device.multiprocessors;
+  plan.splits = alone.best();
+  if (device.multiprocessors < 2) return;
+  SplitCost pairs = alone;
+  pairs.tiles = ceil_div(alone.tiles, 2);
+  pairs.blocks = device.multiprocessors / 2;
+  const int64_t active = std::min<int64_t>(alone.works * plan.splits, device.multiprocessors);
+  const double wait = std::max(1.0, static_cast<double>(active) / (FED_BY_L2 * device.multiprocessors));
+  if (pairs.of(pairs.best()) >= wait * alone.of(plan.splits)) return;
+  plan.splits = pairs.best();
+  plan.cluster = 2;
+}
+
 // Two blocks on a multiprocessor hide each other's waits, so they come before depth; csrc/hopper fills it with one.
 UnitTailPlan plan_unit_tail(const Problem& problem, const Device& device) {
   const int size = element_size(problem.dtype);
@@ -259,13 +282,7 @@ UnitTailPlan plan_unit_tail(const Problem& problem, const Device& device) {
     const int rest = hopper::UNIT_TAIL_GROUPS_BYTES + BARRIER_BYTES;
     plan.slots = (device.shared_memory - rest) / hopper::UNIT_TAIL_SLOT_BYTES;
     plan.shared_memory = plan.slots * hopper::UNIT_TAIL_SLOT_BYTES + rest;
-    SplitCost cost;
-    cost.works = problem.images() * ceil_div(problem.channels, hopper::UNIT_TAIL_OUTPUTS);
-    cost.tiles = ceil_div(problem.positions, hopper::UNIT_TAIL_POSITIONS);
-    cost.tile_bytes = ceil_div(problem.channels, 64) * hopper::UNIT_TAIL_SLOT_BYTES;
-    cost.block_bytes = cost.slot_bytes = 0;
-    cost.blocks = cost.multiprocessors = device.multiprocessors;
-    plan.splits = cost.best();
+    split_unit_tail(plan, problem, device);
     return plan;
   }
   for (int blocks : {2, 1})

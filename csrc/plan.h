@@ -49,13 +49,15 @@ struct ProductsPlan {
   int shared_memory = 0;  // bytes
 };
 
-// Launch of unit_tail: one block for every tile and OUTPUT_BYTES of its channels. By csrc/hopper: for every split.
+// Launch of unit_tail: one block for every tile and OUTPUT_BYTES of its channels. By csrc/hopper: a cluster for every
+// split, of one block or of two that share what they load.
 constexpr int OUTPUT_BYTES = 512;
 struct UnitTailPlan {
   int slots = 1;          // pieces of bases and of the weight in shared memory
   int shared_memory = 0;  // bytes
   bool hopper = false;    // by the kernels of csrc/hopper
   int splits = 1;
+  int cluster = 1;        // blocks
 };
 
 // The whole loop in one launch (hopper/em_loop.cu): for every image some clusters of blocks, each with its positions.

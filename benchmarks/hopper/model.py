@@ -135,20 +135,30 @@ def between_iterations(shape: Shape, together: bool) -> float:
     return slots + own_launch + 2 * FILL + 2 * convolution + normalisation
 
 
-def unit(shape: Shape, *, aligned: bool = True, together: bool = True) -> dict[str, float]:
-    """Microseconds of the parts of the unit in evaluation."""
-    loop = forward(shape, aligned=aligned)
-    tiles = shape.batch * -(-shape.positions // UNIT_TILE) * -(-shape.channels // UNIT_OUTPUTS)
+def end_of_unit(shape: Shape, cluster: int) -> float:
+    """Clocks from the last responsibilities to y; the blocks of a cluster read the weight and the bases once."""
+    groups = shape.batch * -(-shape.channels // UNIT_OUTPUTS)
+    tiles = groups * -(-shape.positions // (cluster * UNIT_TILE))  # of a cluster
+    turns = -(-tiles // (MULTIPROCESSORS // cluster))
+    active = cluster * min(tiles, MULTIPROCESSORS // cluster)
     rebuilt, convolved = (2 * UNIT_TILE * shape.channels * width for width in (BASES, UNIT_OUTPUTS))
     loaded = 2 * (BASES + UNIT_OUTPUTS) * shape.channels * tiles
-    active = min(tiles, MULTIPROCESSORS)
-    arithmetic = -(-tiles // active) * (rebuilt + convolved) / PRODUCT_RATE + TAIL
+    others = 2 * shape.feature_bytes + 2 * shape.responsibility_bytes
+    arithmetic = turns * (rebuilt + convolved) / PRODUCT_RATE + TAIL
     memory = 2 * shape.feature_bytes / min(MEMORY_RATE, PORT_RATE * active)
-    cache = (loaded + 2 * shape.feature_bytes + 2 * shape.responsibility_bytes) / min(CACHE_RATE, PORT_RATE * active)
+    cache = (loaded + others) / CACHE_RATE
+    port = (cluster * loaded + others) / (PORT_RATE * active)
+    return GAP + FILL + max(arithmetic, memory, cache, port)
+
+
+def unit(shape: Shape, *, aligned: bool = True, together: bool = True, pairs: bool = True) -> dict[str, float]:
+    """Microseconds of the parts of the unit in evaluation; its end in `pairs` of blocks where that is faster."""
+    loop = forward(shape, aligned=aligned)
+    end = min(end_of_unit(shape, cluster) for cluster in ((1, 2) if pairs else (1,)))
     return {
         "iterations": loop.get("copy", 0.0) + loop["first iteration"] + loop["other iterations"],
         "between them": between_iterations(shape, together) * shape.num_iters / CLOCK * 1e6,
-        "end": (GAP + FILL + max(arithmetic, memory, cache)) / CLOCK * 1e6,
+        "end": end / CLOCK * 1e6,
     }
 
 

@@ -225,6 +225,11 @@ EMA_DEVICE uint32_t peer_address(const void* shared, int rank) {
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)), "r"(rank));
   return address;
 }
+// An arrival at the same barrier of a block of the cluster. What comes before it are products that were waited for: to
+// release writes as well would take a fence of the whole GPU.
+EMA_DEVICE void arrive_at(Barrier* barrier, int rank) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(peer_address(barrier, rank)) : "memory");
+}
 // What lies at the same place of the shared memory of another block of the cluster.
 EMA_DEVICE float load_peer(const float* shared, int rank) {
   float value;

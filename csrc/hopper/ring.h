@@ -1,4 +1,5 @@
-// Slots of shared memory in turn: one thread fills them with copies, warps read them and hand them back.
+// Slots of shared memory in turn: one thread fills them with copies, warps read them and hand them back. Blocks of a
+// cluster that want the same may share a ring: each copies a part to all of them.
 #pragma once
 #include "../device/chunks.h"
 #include "ptx.h"
@@ -12,19 +13,19 @@ class Ring {
   int slot = 0;  // the one whose turn it is
 
   // `memory` holds 2 * `slots` barriers.
-  EMA_DEVICE Ring(void* memory, int slots)
-      : full_(static_cast<Barrier*>(memory)), empty_(full_ + slots), slots_(slots) {}
+  EMA_DEVICE Ring(void* memory, int slots, int blocks = 1)
+      : full_(static_cast<Barrier*>(memory)), empty_(full_ + slots), slots_(slots), blocks_(blocks) {}
 
-  // By one thread, before the block meets. A slot is handed back by `readers` warps.
+  // By one thread, before the block or the cluster meets. A slot is handed back by `readers` warps of every block.
   EMA_DEVICE void init(int readers) {
     for (int i = 0; i < slots_; ++i) {
       init_barrier(&full_[i], 1);
-      init_barrier(&empty_[i], readers);
+      init_barrier(&empty_[i], blocks_ * readers);
     }
     publish_barriers();
   }
 
-  // Waits until the slot may be filled with `bytes`; the barrier is for the copies.
+  // Waits until the slot may be filled with `bytes`, those from other blocks too; the barrier is for the copies.
   EMA_DEVICE Barrier* begin_fill(int bytes) {
     wait(&empty_[slot], parity_ ^ 1);
     arrive_expecting(&full_[slot], bytes);
@@ -32,7 +33,15 @@ class Ring {
   }
   EMA_DEVICE void wait_until_full() { wait(&full_[slot], parity_); }
   EMA_DEVICE void hand_back() {
-    if (lane() == 0) arrive(&empty_[slot]);
+    if (blocks_ > 1) {
+      if (lane() < blocks_) arrive_at(&empty_[slot], lane());
+    } else if (lane() == 0) {
+      arrive(&empty_[slot]);
+    }
+  }
+  // Behind the last fill, until all of them are handed back: nobody arrives at these barriers any more, nothing lands.
+  EMA_DEVICE void drain() {
+    for (int i = 0; i < slots_; ++i, advance()) wait(&empty_[slot], parity_ ^ 1);
   }
 
   EMA_DEVICE void advance() {
@@ -43,7 +52,7 @@ class Ring {
 
  private:
   Barrier *full_, *empty_;
-  int slots_;
+  int slots_, blocks_;
   uint32_t parity_ = 0;
 };
 

@@ -4,6 +4,9 @@
 // positions. One thread loads the bases and the weight, 64 inner channels after the other. Two warpgroups have 64
 // positions each: what a warpgroup makes of the bases is at once, in its registers, the left operand of the product
 // with the weight. It loads its own responsibilities and its own x, to where y will leave from.
+//
+// Two blocks of a cluster, with neighbouring positions, load one half of every piece each, for both. Where the image
+// ends within their tile both still go through the same pieces: what lies beyond it is zeros, and is not stored.
 #include "hopper.h"
 #include "ring.h"
 #include "share.h"
@@ -22,6 +25,7 @@ struct Args {
 
 #if EMA_HOPPER
 constexpr int BOX_BYTES = 64 * CHUNK_BYTES, WEIGHT_BYTES = OUTPUTS * CHUNK_BYTES;
+constexpr uint16_t BOTH_BLOCKS = 0b11;
 constexpr int RESULT_BYTES = OUTPUTS / 64 * BOX_BYTES;
 constexpr int STEP = 8 * CHUNK_BYTES, INNER_IN_LINE = 16 * 2, INNER_IN_LINES = 16 * CHUNK_BYTES;
 
@@ -118,9 +122,11 @@ template <class Math, bool POSITIONS_FASTEST>
 __global__ void __launch_bounds__(THREADS, 1) unit_tail_kernel(const __grid_constant__ Maps maps, const Args args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
-  const Share work(args.channel_groups, OUTPUTS, args.plan.splits, args.heads, args.positions, UNIT_TAIL_POSITIONS);
+  const int blocks = args.plan.cluster, rank = cluster_rank();
+  const Share work(args.channel_groups, OUTPUTS, args.plan.splits, args.heads, args.positions,
+                   blocks * UNIT_TAIL_POSITIONS, blocks);
   const int chunks = (args.channels - 1) / 64 + 1, group = warp() / 4;
-  Ring ring(shared + args.plan.slots * UNIT_TAIL_SLOT_BYTES + UNIT_TAIL_GROUPS_BYTES, args.plan.slots);
+  Ring ring(shared + args.plan.slots * UNIT_TAIL_SLOT_BYTES + UNIT_TAIL_GROUPS_BYTES, args.plan.slots, blocks);
   const GroupMemory mine(shared, args.plan.slots, group);
   const bool leads = threadIdx.x % 128 == 0;
   if (threadIdx.x == 0) ring.init(MULTIPLIERS / 32);
@@ -128,24 +134,34 @@ __global__ void __launch_bounds__(THREADS, 1) unit_tail_kernel(const __grid_cons
     for (int i = 0; i < 3; ++i) init_barrier(&mine.has_x[i], 1);
     publish_barriers();
   }
-  __syncthreads();
+  __syncwarp();
+  meet_cluster();
   wait_for_predecessors();
 
   if (group == GROUPS) {
     give_registers<24>();
     if (threadIdx.x != MULTIPLIERS) return;
+    const int weight_line = rank * (OUTPUTS / blocks), value_line = rank * (64 / blocks);  // where its part begins
+    auto copy = [&](unsigned char* to, const TensorMap& map, Barrier* full, int column, int line, int head, int batch) {
+      if (blocks > 1)
+        copy_box_to(BOTH_BLOCKS, to, map, full, column, line, head, batch);
+      else
+        copy_box(to, map, full, column, line, head, batch);
+    };
     for (int tile = work.tiles.begin; tile < work.tiles.end; ++tile)
       for (int chunk = 0; chunk < chunks; ++chunk, ring.advance()) {
         Barrier* full = ring.begin_fill(UNIT_TAIL_SLOT_BYTES);
         unsigned char* slot = shared + ring.slot * UNIT_TAIL_SLOT_BYTES;
-        copy_box(slot, maps.weight, full, 64 * chunk, work.channel, 0, 0);
-        copy_box(slot + WEIGHT_BYTES, maps.values, full, 64 * chunk, 0, work.head, work.batch);
+        copy(slot + weight_line * CHUNK_BYTES, maps.weight, full, 64 * chunk, work.channel + weight_line, 0, 0);
+        copy(slot + WEIGHT_BYTES + value_line * CHUNK_BYTES, maps.values, full, 64 * chunk, value_line, work.head,
+             work.batch);
       }
+    ring.drain();
     return;
   }
 
   take_registers<240>();
-  auto position_of = [&](int tile) { return tile * UNIT_TAIL_POSITIONS + 64 * group; };
+  auto position_of = [&](int tile) { return (tile * blocks + rank) * UNIT_TAIL_POSITIONS + 64 * group; };
   auto load_responsibilities = [&](int tile) {
     arrive_expecting(&mine.has_z[tile % 2], BOX_BYTES);
     copy_box(mine.responsibilities + tile % 2 * BOX_BYTES, maps.responsibilities, &mine.has_z[tile % 2], 0,
@@ -208,19 +224,19 @@ cudaError_t unit_tail(const Problem& problem, const UnitTailPlan& plan, const Un
     Matrices matrices;
     int lines;
   } wanted[] = {{&maps.responsibilities, as_matrices(problem, io.responsibilities, problem.positions, 64), 64},
-                {&maps.values, as_matrices(problem, io.value_rows, 64, padded_channels(channels)), 64},
-                {&maps.weight, weight, OUTPUTS},
+                {&maps.values, as_matrices(problem, io.value_rows, 64, padded_channels(channels)), 64 / plan.cluster},
+                {&maps.weight, weight, OUTPUTS / plan.cluster},
                 {&maps.x, as_matrices(problem, io.x), 64},
                 {&maps.y, as_matrices(problem, io.y), 64}};
   for (const auto& [map, matrices, lines] : wanted)
     if (const cudaError_t error = make_tensor_map(map, matrices, lines); error != cudaSuccess) return error;
   const int channel_groups = (channels - 1) / OUTPUTS + 1;
-  const dim3 grid(problem.images() * plan.splits * channel_groups);
+  const dim3 grid(problem.images() * plan.splits * channel_groups * plan.cluster);
   const Args args{plan, io.convolution.bias, problem.heads, problem.positions, channels, channel_groups};
   return with_half_math(problem, [&](auto math) {
     using Math = decltype(math);
     auto kernel = problem.positions_fastest ? unit_tail_kernel<Math, true> : unit_tail_kernel<Math, false>;
-    return launch(kernel, grid, dim3(THREADS), plan.shared_memory, stream, maps, args);
+    return launch_clusters(kernel, grid, dim3(THREADS), plan.cluster, false, plan.shared_memory, stream, maps, args);
   });
 }
 

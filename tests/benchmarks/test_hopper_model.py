@@ -32,6 +32,14 @@ def test_one_launch_between_iterations_is_faster_than_four(batch):
     assert sum(model.unit(shape, together=True).values()) < sum(model.unit(shape, together=False).values())
 
 
+@pytest.mark.parametrize(("batch", "faster"), [(1, False), (2, False), (8, True), (16, True)])
+def test_pairs_of_blocks_end_the_unit_faster_where_l2_binds(batch, faster):
+    shape = model.Shape(batch, 65 * 65)
+    alone, pairs = (model.end_of_unit(shape, cluster) for cluster in (1, 2))
+    assert (pairs < alone) == faster
+    assert model.unit(shape)["end"] <= model.unit(shape, pairs=False)["end"]
+
+
 def test_table_names_every_shape(capsys):
     model.main()
     lines = capsys.readouterr().out.splitlines()

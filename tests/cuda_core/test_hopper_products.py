@@ -64,12 +64,14 @@ def test_an_image_of_nan_leaves_the_unit_of_its_neighbours_alone(hopper, layout)
 
 
 def use_splits(plan):
+    """The end of the unit by blocks alone."""
+    plan.unit_tail.cluster = 1
     for name in (*PRODUCTS, *M_STEPS, "unit_tail"):
         getattr(plan, name).splits = 3
 
 
 def use_few_slots(plan):
-    """As little shared memory as the kernels run with; right operands come again with every tile."""
+    """As little shared memory as the kernels run with; right operands come again with every tile. The unit in pairs."""
     for name in PRODUCTS:
         products = getattr(plan, name)
         products.slots, products.resident, products.shared_memory = 1, False, (64 + 32) * 1024 + 128
@@ -78,6 +80,7 @@ def use_few_slots(plan):
         m_step.shared_memory = (m_step.shared_memory - 128) // m_step.slots + 128
         m_step.slots = 1
     plan.unit_tail.slots, plan.unit_tail.shared_memory = 1, (40 + 96) * 1024 + 128
+    assert plan.unit_tail.cluster == 2
 
 
 @pytest.mark.parametrize("change", [use_splits, use_few_slots])
@@ -97,8 +100,18 @@ def test_every_plan_gives_right_results(hopper, layout, change):
 
 @pytest.mark.parametrize("positions", [1, 31, 129])
 def test_units_of_any_size(hopper, positions):
-    x = make_features((2, 1, positions, 8), torch.float16)
-    check_unit(x, make_parameters(8, 3, torch.float16), "cuda", num_iters=2)
+    """The same bits by blocks alone and by two that share loads, of which the second may have no positions."""
+    x, parameters = make_features((2, 1, positions, 8), torch.float16), make_parameters(8, 3, torch.float16)
+
+    def check_in(cluster):
+        def change(plan):
+            plan.unit_tail.splits, plan.unit_tail.cluster = 1, cluster
+
+        hopper.change_plan = change
+        hopper.planned.cache_clear()
+        return check_unit(x, parameters, "cuda", num_iters=2)
+
+    assert_same_bits(check_in(1), check_in(2))
 
 
 def test_a_weight_from_any_address_on(hopper):

@@ -274,7 +274,28 @@ def test_products_on_hopper_keep_the_limits(core, channels, grad_iters):
     if plan.unit_tail.hopper:
         assert plan.unit_tail.shared_memory == plan.unit_tail.slots * 40 * KIB + 96 * KIB + 128 <= 227 * KIB
         assert plan.unit_tail.slots == 3
-        assert 1 <= plan.unit_tail.splits <= -(-(65**2) // 128)
+        assert 1 <= plan.unit_tail.splits <= -(-(65**2) // (128 * plan.unit_tail.cluster))
+
+
+@pytest.mark.parametrize(
+    ("multiprocessors", "fields", "expected"),
+    [
+        (132, {"batch": 16}, (2, 2)),
+        (132, {"batch": 8}, (2, 4)),
+        (132, {"batch": 12}, (2, 5)),  # 8 turns, for 7 alone
+        (132, {"batch": 2}, (1, 17)),  # 68 blocks
+        (132, {}, (1, 34)),
+        (132, {"batch": 64, "positions": 128}, (1, 1)),  # one tile: the second block of a pair would have nothing
+        (132, {"batch": 64, "positions": 129}, (2, 1)),
+        (132, {"batch": 44, "positions": 320}, (1, 3)),  # 2 turns alone, 4 in pairs
+        (2, {"batch": 16}, (2, 1)),
+        (1, {"batch": 16}, (1, 1)),  # no room for two
+    ],
+)
+def test_pairs_of_blocks_at_the_end_of_the_unit(core, multiprocessors, fields, expected):
+    """Two blocks share loads where they would wait for L2 alone, and have not much more to do together."""
+    plan = core.plan(paper(core, boxed=True, **fields), core.Device(multiprocessors, 227 * KIB, True)).unit_tail
+    assert (plan.cluster, plan.splits) == expected
 
 
 def test_e_steps_that_hopper_serves(core):

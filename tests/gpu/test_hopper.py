@@ -59,9 +59,27 @@ def test_small_unit(parts, plans, dtype, shape, order):
 
 
 @pytest.mark.parametrize("order", ["rows", "columns"])
-def test_the_same_bits_of_the_unit(parts, order):
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+@pytest.mark.parametrize("parts", ["tiles", "tiles,overlap,loop"], indirect=True)
+def test_small_unit_in_pairs_of_blocks(parts, plans, monkeypatch, shape, order):
+    """Its end by two blocks that share loads, where plans have blocks alone: the second may have no positions."""
+    make = cuda.BACKEND.make_plan
+
+    def make_plan(described, device):
+        plan = make(described, device)
+        plan.unit_tail.splits, plan.unit_tail.cluster = 1, 2
+        return plan
+
+    monkeypatch.setattr(cuda.BACKEND, "make_plan", make_plan)
+    check_unit(*draw_unit(shape, torch.bfloat16, order), "cuda", on="cpu", num_iters=2)
+    assert plans
+
+
+@pytest.mark.parametrize("order", ["rows", "columns"])
+def test_the_same_bits_of_the_unit(parts, plans, order):
     x, parameters = draw_unit((4, 64 * 64, 512, 64), order=order)
     first = check_unit(x, parameters, "cuda")
+    assert any(plan.unit_tail.cluster == 2 for plan in plans) == ("tiles" in parts)
     for _ in range(REPEATS):
         assert same_bits(run_unit(x, parameters, backend="cuda"), first)
 

@@ -103,7 +103,9 @@ CASES = {
         (2, 1, 65, 72), 9, bf16, "unit", order="BCN", weighted=True, hopper=True, options={"num_iters": 2}
     ),
     "Hopper step": Case((1, 2, 31, 264), 33, fp16, "step", hopper=True),
-    "Hopper unit": Case((2, 1, 300, 136), 64, bf16, "unit", weighted=True, hopper=True, options={"num_iters": 1}),
+    "Hopper unit": Case(
+        (2, 1, 300, 136), 64, bf16, "unit", weighted=True, multiprocessors=4, hopper=True, options={"num_iters": 1}
+    ),
     "Hopper unit image": Case((1, 1, 136, 264), 20, fp16, "unit", order="BCN", hopper=True, options={"num_iters": 1}),
     "Hopper reconstruct": Case((1, 2, 150, 72), 24, bf16, "reconstruct", value_channels=520, hopper=True),
     "Hopper reconstruct, few channels": Case(

@@ -188,13 +188,21 @@ __global__ void matrices_kernel(const uint32_t* r, uint16_t* out) {
   std::memcpy(out + 8 * lane, shared + 16 * lane, 16);
 }
 
-// Blocks of a cluster read each other's number; a block of every cluster adds to the next cluster's sum, in order.
+// Blocks of a cluster read each other's number and arrive at the barriers of those behind them, and at their own; a block
+// of every cluster adds to the next cluster's sum, in order.
 __global__ void cluster_kernel(float* out, unsigned* count, float* sum, int cluster) {
   EMA_SHARED(shared);
   auto* numbers = reinterpret_cast<float*>(shared);
   const int thread = threadIdx.x, rank = cluster_rank(), number = static_cast<int>(blockIdx.x) / cluster;
+  auto* barrier = reinterpret_cast<Barrier*>(shared + 16);
   if (thread < 4) numbers[thread] = static_cast<float>(10 * blockIdx.x + thread);
+  if (thread == 0) {
+    init_barrier(barrier, rank + 1);
+    publish_barriers();
+  }
   meet_cluster();
+  if (thread >= rank && thread < cluster) arrive_at(barrier, thread);
+  wait(barrier, 0);
   if (thread < cluster) {
     const float4 four = load_peer(reinterpret_cast<const float4*>(numbers), thread);
     const uint2 two = load_peer(reinterpret_cast<const uint2*>(numbers) + 1, thread);
@@ -232,7 +240,7 @@ int stored_matrices(const uint32_t* r, uint16_t* out) {
   return launch(matrices_kernel, dim3(1), dim3(32), 512, nullptr, r, out);
 }
 int clusters(float* out, unsigned* count, float* sum, int blocks, int cluster, int cooperative) {
-  return launch_clusters(cluster_kernel, dim3(blocks), dim3(32), cluster, cooperative != 0, 16, nullptr, out, count, sum,
+  return launch_clusters(cluster_kernel, dim3(blocks), dim3(32), cluster, cooperative != 0, 24, nullptr, out, count, sum,
                          cluster);
 }
 int refused_map(const void* data, int64_t line_stride, int lines) {

@@ -136,18 +136,28 @@ void init_barrier(Barrier* barrier, int arrivals, const Place& place) {
   simt::self->warp->block->unpublished.emplace_back(barrier, simt::self);
 }
 
-void arrive(Barrier* barrier, int bytes, const Place& place) {
-  check_barrier(barrier, place);
-  check_ready(barrier, *simt::self->warp->block, place);
+void arrive_in(const Block& block, Barrier* barrier, int bytes, const Place& place) {
+  check_ready(barrier, block, place);
   if (barrier->missing == 0)
     simt::fail(place, "more than the %d arrivals of the barrier at byte %td of shared memory", barrier->arrivals,
-               offset_of(barrier));
+               reinterpret_cast<const unsigned char*>(barrier) - block.shared);
   const int expected = barrier->bytes + bytes;
   if (bytes < 0 || expected > MOST_BYTES) simt::fail(place, "a barrier cannot count %d bytes", expected);
   barrier->bytes = expected;
   if (--barrier->missing == 0 && expected < 0)
     simt::fail(place, "%d bytes more have landed than the barrier expects", -expected);
   end_phase(barrier);
+}
+
+void arrive(Barrier* barrier, int bytes, const Place& place) {
+  check_barrier(barrier, place);
+  arrive_in(*simt::self->warp->block, barrier, bytes, place);
+}
+
+void arrive_at(Barrier* barrier, int rank, const Place& place) {
+  check_barrier(barrier, place);
+  Block& block = peer(rank, place);
+  arrive_in(block, moved_to(block, barrier), 0, place);
 }
 
 bool has_ended(const Barrier* barrier, uint32_t parity, const Place& place) {

@@ -24,6 +24,7 @@ void check_barrier(const Barrier* barrier, const Place& place);
 void init_barrier(Barrier* barrier, int arrivals, const Place& place);
 void publish_barriers();
 void arrive(Barrier* barrier, int bytes, const Place& place);
+void arrive_at(Barrier* barrier, int rank, const Place& place);
 bool has_ended(const Barrier* barrier, uint32_t parity, const Place& place);
 void wait(const Barrier* barrier, uint32_t parity, const Place& place);
 
@@ -158,6 +159,9 @@ inline int opaque(int value) { return value; }
 
 inline void meet_cluster(simt::Place place = simt::Place::here()) { simt::meet_cluster(place); }
 inline int cluster_rank() { return simt::self->warp->block->rank; }
+inline void arrive_at(Barrier* barrier, int rank, simt::Place place = simt::Place::here()) {
+  simt_hopper::arrive_at(barrier, rank, place);
+}
 inline float load_peer(const float* shared, int rank, simt::Place place = simt::Place::here()) {
   return simt_hopper::load_peer(shared, rank, place);
 }

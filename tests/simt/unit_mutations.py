@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutations import BARRIER, Mutation
+from mutations import BARRIER, HOPPER_TAIL, RING, Mutation
 
 BETWEEN, CONVOLVE, TAIL = "kernels/between_iterations.h", "kernels/convolve_bases.cu", "kernels/unit_tail.cu"
 FOLDED, END_ITERATION = "folded.cpp", "hopper/end_iteration.cu"
@@ -104,5 +104,51 @@ UNIT = [
         "meet_cluster();\n  convolve.rows = io.next",
         "convolve.rows = io.next",
         ("Hopper folded",),
+    ),
+    # two blocks that share a ring
+    Mutation(
+        "pair: a piece is replaced before the other block has read it",
+        RING,
+        "arrive_at(&empty_[slot], lane());",
+        "arrive_at(&empty_[slot], cluster_rank());",
+        ("Hopper unit",),
+    ),
+    Mutation(
+        "pair: a piece is replaced when half of the warps have read it",
+        RING,
+        "init_barrier(&empty_[i], blocks_ * readers);",
+        "init_barrier(&empty_[i], readers);",
+        ("Hopper unit",),
+    ),
+    Mutation(
+        "pair: a block leaves while the other one arrives",
+        HOPPER_TAIL,
+        "    ring.drain();\n",
+        "",
+        ("Hopper unit", "Hopper unit image"),
+    ),
+    Mutation(
+        "pair: copies and arrivals before the other block is there",
+        HOPPER_TAIL,
+        "meet_cluster();",
+        BARRIER,
+        ("Hopper unit",),
+    ),
+    Mutation("pair: copies to one block", HOPPER_TAIL, "BOTH_BLOCKS = 0b11", "BOTH_BLOCKS = 0b10", ("Hopper unit",)),
+    Mutation(
+        "pair: bytes of one block",
+        HOPPER_TAIL,
+        "begin_fill(UNIT_TAIL_SLOT_BYTES)",
+        "begin_fill(UNIT_TAIL_SLOT_BYTES / blocks)",
+        ("Hopper unit",),
+    ),
+    Mutation("pair: half of the weight", HOPPER_TAIL, "work.channel + weight_line", "work.channel", ("Hopper unit",)),
+    Mutation("pair: half of the bases", HOPPER_TAIL, "64 * chunk, value_line,", "64 * chunk, 0,", ("Hopper unit",)),
+    Mutation(
+        "pair: positions of the first block",
+        HOPPER_TAIL,
+        "(tile * blocks + rank) *",
+        "tile * blocks *",
+        ("Hopper unit",),
     ),
 ]
