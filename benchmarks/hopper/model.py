@@ -20,6 +20,7 @@ GAP = 1.0e-6 * CLOCK  # from one kernel to the next, assumed
 FILL = 1500.0  # of the pipeline when a kernel starts, assumed
 TAIL = 1000.0  # the last tile, alone, assumed
 UNIT_TILE, UNIT_OUTPUTS = 128, 256  # positions and channels of a tile of the end of the unit
+PRODUCTS_OUTPUTS = 128  # channels of a block of the reconstruction or the gradient of the features
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,12 @@ def again(shape: Shape) -> tuple[float, float]:
     return shape.feature_bytes - cached, cached
 
 
+def products(shape: Shape, count: int, blocks: int) -> float:
+    """Clocks of a sum of `count` products with bases; every group of channels reads all responsibilities."""
+    groups = -(-shape.channels // PRODUCTS_OUTPUTS)
+    return launch(shape, count, shape.feature_bytes, groups * count * shape.responsibility_bytes, blocks)
+
+
 def copy(shape: Shape) -> float:
     """Clocks of a copy of the features to aligned rows."""
     return GAP + FILL + 2 * shape.feature_bytes / min(MEMORY_RATE, PORT_RATE * MULTIPROCESSORS)
@@ -82,7 +89,7 @@ def copy(shape: Shape) -> float:
 def forward(shape: Shape, *, aligned: bool = True) -> dict[str, float]:
     """Microseconds of the parts of a forward pass; not `aligned`: no boxes of the features can be copied."""
     blocks = shape.batch * splits(shape)
-    x, z = shape.feature_bytes, shape.responsibility_bytes
+    x = shape.feature_bytes
     missed, cached = again(shape)
     first = (x, 0.0) if aligned else (missed, cached)  # a copy was made just before
     return _microseconds(
@@ -91,7 +98,7 @@ def forward(shape: Shape, *, aligned: bool = True) -> dict[str, float]:
             "first iteration": launch(shape, 2, *first, blocks),
             "other iterations": (shape.num_iters - 1) * launch(shape, 2, missed, cached, blocks),
             "normalisations": shape.num_iters * addition(shape),
-            "reconstruction": launch(shape, 1, x, z, blocks),
+            "reconstruction": products(shape, 1, blocks),
         }
     )
 
@@ -111,7 +118,7 @@ def backward(shape: Shape, *, aligned: bool = True) -> dict[str, float]:
             "last iteration": launch(shape, 3, missed, cached + 4 * z, blocks),
             "other iterations": (shape.num_iters - 1) * launch(shape, 3, missed, cached + 2 * z, blocks),
             "normalisations": (shape.num_iters + 1) * addition(shape),
-            "gradient of the features": launch(shape, 2 * shape.num_iters, x, 2 * shape.num_iters * z, blocks),
+            "gradient of the features": products(shape, 2 * shape.num_iters, blocks),
         }
     )
 
