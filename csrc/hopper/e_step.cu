@@ -129,6 +129,10 @@ __global__ void __launch_bounds__(V::THREADS, 1)
                   const EStepArgs args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
+  if (threadIdx.x == 0) {
+    prefetch_map(x_map);
+    if (args.io.responsibilities != nullptr) prefetch_map(z_map);
+  }
   wait_for_predecessors();
   const EStepBlock<V> block(args, shared);
   block.prepare();

@@ -78,6 +78,13 @@ struct Work {
     bases()[64 + base] = summed ? io.powers[padded] : 0.f;
     bases()[128 + base] = summed ? io.grad_mass[padded] : 0.f;
   }
+  EMA_DEVICE void prefetch() const {
+    prefetch_map(args.x);
+    prefetch_map(args.logit_rows);
+    prefetch_map(args.grad_logits);
+    if (args.io.sums_rows != nullptr) prefetch_map(args.sums_rows);
+    if (args.io.responsibilities != nullptr) prefetch_map(args.responsibilities);
+  }
   // One thread prepares all barriers and loads the rows.
   EMA_DEVICE void start() const {
     init_barrier(rows_full(), 1);
@@ -280,6 +287,7 @@ template <class V>
 __global__ void __launch_bounds__(V::THREADS, 1) e_step_gradient_kernel(const __grid_constant__ Args args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
+  if (threadIdx.x == 0) Work<V>(args, shared).prefetch();
   wait_for_predecessors();
   if (threadIdx.x == 0) Work<V>(args, shared).start();
   if (threadIdx.x < 64) Work<V>(args, shared).load_base(threadIdx.x);

@@ -13,6 +13,13 @@ __global__ void __launch_bounds__(THREADS, 1)
     em_loop_kernel(const __grid_constant__ LoopMaps maps, const __grid_constant__ LoopArgs args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
+  if (threadIdx.x == 0) {
+    prefetch_map(maps.x);
+    prefetch_map(maps.first_rows);
+    prefetch_map(maps.rows);
+    prefetch_map(maps.y);
+    prefetch_map(maps.y_lines);
+  }
   wait_for_predecessors();
   const LoopBlock<Shape> block(shared, args);
   if (threadIdx.x == 0) block.init();

@@ -60,7 +60,11 @@ __global__ void __launch_bounds__(128 * M_STEP_GROUPS + 32, 1)
   const int slot_bytes = LEFT_BYTES + args.groups * FEATURE_BYTES;
   const Share work(args.channel_groups, args.groups * CHANNELS, args.plan.splits, args.heads, args.positions, TILE);
   Ring ring(shared + args.plan.slots * slot_bytes, args.plan.slots);
-  if (threadIdx.x == 0) ring.init(4 * args.groups);
+  if (threadIdx.x == 0) {
+    prefetch_map(left);
+    prefetch_map(features);
+    ring.init(4 * args.groups);
+  }
   __syncthreads();
   wait_for_predecessors();
 

@@ -90,6 +90,10 @@ EMA_DEVICE void meet(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+// One thread fetches a map ahead of the copies by it, before the kernel waits for others: a parameter is there already.
+// Only a map that was made.
+EMA_DEVICE void prefetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
+
 // One thread starts the copy of a box to shared memory; `barrier` counts its bytes, those beyond the matrix too. `column`
 // is a multiple of 8: at another one the instruction is an illegal one.
 EMA_DEVICE void copy_box(void* shared, const TensorMap& map, Barrier* barrier, int column, int line, int head, int batch) {

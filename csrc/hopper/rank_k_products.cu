@@ -102,7 +102,12 @@ __global__ void __launch_bounds__(THREADS, 1)
   const Memory memory(shared, args);
   const Share work(args.channel_groups, PRODUCTS_TILE, args.plan.splits, args.heads, args.positions, PRODUCTS_TILE);
   Ring ring(memory.barriers, args.plan.slots);
-  if (threadIdx.x == 0) ring.init(MULTIPLIERS / 32);
+  if (threadIdx.x == 0) {
+    prefetch_map(left);
+    prefetch_map(right);
+    if (args.boxed) prefetch_map(out);
+    ring.init(MULTIPLIERS / 32);
+  }
   __syncthreads();
   wait_for_predecessors();
   auto right_of = [&](int product) {

@@ -107,6 +107,11 @@ __global__ void __launch_bounds__(V::THREADS, 1) reconstruct_gradient_kernel(con
 #if EMA_HOPPER
   using Layout = ReconstructGradientLayout;
   EMA_SHARED(shared);
+  if (threadIdx.x == 0) {
+    prefetch_map(args.value_rows);
+    prefetch_map(args.grad_y);
+    prefetch_map(args.responsibilities);
+  }
   wait_for_predecessors();
   unsigned char* rows = shared + Layout::BARRIER_BYTES;
   unsigned char* stages = rows + GradientLayout::rows_bytes(V::CHANNELS);

@@ -129,6 +129,8 @@ __global__ void __launch_bounds__(THREADS, 1) unit_tail_kernel(const __grid_cons
   Ring ring(shared + args.plan.slots * UNIT_TAIL_SLOT_BYTES + UNIT_TAIL_GROUPS_BYTES, args.plan.slots, blocks);
   const GroupMemory mine(shared, args.plan.slots, group);
   const bool leads = threadIdx.x % 128 == 0;
+  if (leads && group == GROUPS)
+    for (auto* map : {&maps.weight, &maps.values, &maps.responsibilities, &maps.x, &maps.y}) prefetch_map(*map);
   if (threadIdx.x == 0) ring.init(MULTIPLIERS / 32);
   if (leads && group < GROUPS) {
     for (int i = 0; i < 3; ++i) init_barrier(&mine.has_x[i], 1);

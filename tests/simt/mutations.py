@@ -184,6 +184,13 @@ OTHERS = [
         ("Hopper",),
     ),
     Mutation(
+        "Hopper's products: a map is fetched that was not made",
+        HOPPER_PRODUCTS,
+        "if (args.boxed) prefetch_map(out);",
+        "prefetch_map(out);",
+        ODD_ROWS[:1],
+    ),
+    Mutation(
         "Hopper's products: numbers of odd rows that are not shifted",
         HOPPER_PRODUCTS,
         "unit(begin / UNIT + 1), begin % UNIT * 2)",

@@ -76,6 +76,9 @@ inline void meet(int barrier, int threads, simt::Place place = simt::Place::here
   simt::meet_some(barrier, threads, place);
 }
 
+inline void prefetch_map(const TensorMap& map, simt::Place place = simt::Place::here()) {
+  if (map.data == nullptr) simt::fail(place, "a map that nobody has made");
+}
 inline void copy_box(void* shared, const TensorMap& map, Barrier* barrier, int column, int line, int head, int batch,
                      simt::Place place = simt::Place::here()) {
   simt_hopper::copy_box(1u << simt::self->warp->block->rank, shared, map, barrier, {column, line, head, batch}, place);
