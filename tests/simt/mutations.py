@@ -52,7 +52,13 @@ QUICK = [
         "begin_products();",
         ("Hopper",),
     ),
-    Mutation("ring: filled before it is handed back", RING, "wait(&empty_[slot], parity_ ^ 1);", "", ("Hopper",)),
+    Mutation(
+        "ring: filled before it is handed back",
+        RING,
+        "wait(&empty_[slot], parity_ ^ 1);\n    arrive_expecting",
+        "arrive_expecting",
+        ("Hopper",),
+    ),
     Mutation(
         "Hopper's products: a result that is not fenced",
         HOPPER_PRODUCTS,
