@@ -74,7 +74,7 @@ def _note(config: Config) -> str:
         return ""
     return (
         f"with optimizer.norm_momentum={momentum:g} the statistics of the norms are still {kept:.0%} those of the "
-        f"start after {steps} steps, so validation says little: expected about 0.1 in a short run"
+        f"start after {steps} steps, so validation says little: expected more steps, or a momentum such as 0.1"
     )
 
 

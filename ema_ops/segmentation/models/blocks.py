@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ NormLayer = Callable[[int], nn.Module]
 """Called with a number of channels, makes a norm."""
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """Images [B, 3, H, W] to the features of the last two stages.
 
     `channels` holds their numbers of channels. The last stage is at the output stride; the one before it, which an
@@ -19,9 +20,9 @@ class Backbone(nn.Module):
 
     channels: tuple[int, int]
 
+    @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, channels[0], H', W'] and [B, channels[1], H'', W'']."""
-        raise NotImplementedError
 
 
 class ConvNormReLU(nn.Module):

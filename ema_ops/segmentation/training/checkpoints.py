@@ -38,9 +38,18 @@ def fingerprint(dataset: SegmentationDataset) -> str:
     return hashlib.sha256("\n".join(dataset.names).encode()).hexdigest()
 
 
-def check_new(out: Path) -> None:
-    """Raises ValueError when `out` holds the checkpoint of a run."""
-    for name in (LATEST, BEST):
+def check_out(out: Path, *, resume: bool) -> None:
+    """Whether `out` is free for a new run, or holds one to go on with.
+
+    Raises:
+        ValueError: a new run, and there is a checkpoint.
+        FileNotFoundError: nothing to resume.
+    """
+    if resume and not (out / LATEST).is_file():
+        raise FileNotFoundError(
+            f"{out / LATEST} is missing: --resume expects the checkpoint of a run that was interrupted"
+        )
+    for name in () if resume else (LATEST, BEST):
         if (out / name).exists():
             raise ValueError(f"{out / name} exists: expected --resume to go on with that run, or another --out")
 
@@ -49,12 +58,9 @@ def read_training(out: Path, config: Config, dataset: SegmentationDataset) -> tu
     """The network's state and the state of the training in the latest checkpoint of `out`.
 
     Raises:
-        FileNotFoundError: there is none.
         ValueError: it is no checkpoint of a training run, or of a run with other settings or data; all are named.
     """
     path = out / LATEST
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: --resume expects the checkpoint of a run that was interrupted")
     checkpoint = read_checkpoint(path)
     training = checkpoint.content.get("training")
     if not isinstance(training, dict) or "optimizer" not in training:

@@ -16,7 +16,7 @@ from ..config import Config
 from ..data import Batch, open_dataset, training_batches
 from ..evaluation import Stopped, evaluate
 from ..models.checkpoints import save_network
-from .checkpoints import BEST, LATEST, check_new, fingerprint, read_training
+from .checkpoints import BEST, LATEST, check_out, fingerprint, read_training
 from .distributed import World, world
 from .failure import failure_report, no_memory, summary, write_report
 from .files import Folder, remove_parts, replacing
@@ -74,13 +74,12 @@ class _Run:
     """Everything that a run holds between its steps."""
 
     def __init__(self, config: Config, place: World, *, resume: bool) -> None:
-        self.config, self.world = config, place
+        self.config, self.world, self.resume = config, place, resume
         self.log: Log | None = None
         self.step, self.validated = 0, 0
         self.best: Best | None = None
         _check_share(config, place)
-        if not resume:
-            check_new(config.out)
+        check_out(config.out, resume=resume)
         self.train_set, self.val_set = (
             open_dataset(config.data.kind, config.data.root, split, **config.data.options)
             for split in (config.data.train_split, config.data.val_split)
@@ -88,8 +87,6 @@ class _Run:
         self.network = new_network(config, self.train_set.classes, place, first=not resume)
         self.optimizer = make_optimizer(self.network, config.optimizer)
         self.training = TrainingStep(self.network, self.optimizer, place, config.training)
-        if resume:
-            self._restore()
 
     def go(self, stop: StopRequest) -> Summary:
         """All steps that are left."""
@@ -249,16 +246,23 @@ class _Run:
 
     @contextmanager
     def _prepared_out(self) -> Iterator[None]:
-        """`out` for this run alone, which begins to write there."""
+        """`out` for this run alone, which goes on from what is there and begins to write."""
         out, folder = self.config.out, Folder(self.config.out)
 
-        def prepare() -> None:
+        def take() -> None:
             folder.take()
+            # once more: the run that had the folder may have left something
+            check_out(out, resume=self.resume)
+
+        def prepare() -> None:
             remove_parts(out)
             with replacing(out / "config.yaml") as part:
                 part.write_text(yaml.safe_dump(self.config.plain(), sort_keys=False), encoding="utf-8")
 
         try:
+            self.world.on_main(take)
+            if self.resume:
+                self._restore()
             self.world.on_main(prepare)
             yield
         finally:

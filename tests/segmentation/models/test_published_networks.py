@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.validation.checkpoints import official_weights, vectors
 from ema_ops import PRESETS
 from ema_ops.interop import convert_state_dict
 from ema_ops.segmentation.models import EMANet, emanet, export_network, read_checkpoint
-from ema_ops.segmentation.models.blocks import Backbone
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +45,10 @@ def test_mmsegmentation_logits_from_its_head(monkeypatch):
     numbers = vectors("mmseg_emahead")
     state = {f"decode_head.{k.removeprefix('state.')}": v for k, v in numbers.items() if k.startswith("state.")}
 
-    class Features(Backbone):
-        channels = (24, numbers["x"].shape[1])
-
-    monkeypatch.setattr(emanet, "make_backbone", lambda *_, **__: Features())
+    # `classify` begins behind the backbone, of which it needs the channels only
+    backbone = nn.Identity()
+    backbone.channels = (24, numbers["x"].shape[1])
+    monkeypatch.setattr(emanet, "make_backbone", lambda *_, **__: backbone)
     options = {"channels": 32, "bottleneck_channels": 24, "auxiliary": False, **PRESETS["mmsegmentation"]}
     network = EMANet(5, num_bases=12, head="mmsegmentation", **options).double().eval()
     network.load_state_dict(convert_state_dict(state, source="mmsegmentation", scope="network"))

@@ -10,9 +10,10 @@ import torch
 from training_runs import CONTEXT, finish, rows, start
 
 from ema_ops.segmentation.training import files, train
-from ema_ops.segmentation.training.checkpoints import check_new
+from ema_ops.segmentation.training.checkpoints import check_out
 from ema_ops.segmentation.training.files import Folder, remove_parts, replacing
 from ema_ops.segmentation.training.logging import Log, Table
+from ema_ops.segmentation.training.step import TrainingStep
 
 
 def test_content_is_replaced_at_once(tmp_path):
@@ -93,6 +94,31 @@ def test_a_folder_belongs_to_one_run(config, monkeypatch):
     assert train(run, resume=True).step == 2
 
 
+def test_the_run_before_may_end_while_one_waits_for_the_folder(config, monkeypatch):
+    run, take = config(), Folder.take
+    latest = run.out / "latest.pt"
+    assert finish(start(stop_after, run, 4)) == 0
+    early = latest.read_bytes()
+    assert train(run, resume=True).step == 12
+    late = latest.read_bytes()
+
+    def take_after_the_other(folder):
+        latest.write_bytes(late)
+        take(folder)
+
+    def no_step(*_):
+        pytest.fail("a step that was done already")
+
+    monkeypatch.setattr(Folder, "take", take_after_the_other)
+    monkeypatch.setattr(TrainingStep, "__call__", no_step)
+    latest.write_bytes(early)
+    assert train(run, resume=True).step == 12
+    for path in (latest, run.out / "best.pt"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"latest\.pt exists: expected --resume"):
+        train(run)
+
+
 def train_until_the_disk_is_full(config, said):
     """No file may grow beyond half a checkpoint, which the system tells as it tells a full disk."""
     size = (config.out / "latest.pt").stat().st_size
@@ -149,7 +175,7 @@ def test_checkpoints_are_read_without_pickle(config):
     assert content["training"]["config"] == run.plain()
     assert "optimizer" not in torch.load(run.out / "best.pt", weights_only=True)["training"]
     with pytest.raises(ValueError, match=r"latest\.pt exists"):
-        check_new(run.out)
+        check_out(run.out, resume=False)
 
 
 def test_table_keeps_rows_of_the_past(tmp_path):
