@@ -97,7 +97,8 @@ def build(
         how = UNOPTIMISED if path.stem == "bindings" else optimised
         if sanitized and path in machine:
             how = [*how, "-O2"]
-        included = sorted(_with_included(path, (source, HERE)), key=lambda file: file.name)
+        # in the same order in every process: two folders have a ptx.h
+        included = sorted(_with_included(path, (source, HERE)), key=lambda file: file.parts[-2:])
         if not sanitized and path not in machine and any(file.match("hopper/ptx.h") for file in included):
             how = [*how, *WATCHED]
         command = [*compiler, *how, "-x", "c++", "-c", str(path)]
