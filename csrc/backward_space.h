@@ -36,10 +36,14 @@ struct BackwardSpace {
         x(take_aligned(problem, plan, arena)),
         grad_y(take_aligned(problem, plan, arena)) {}
 
-  // The gradient of the last bases, from responsibilities and grad_y; it needs the value rows.
-  Partials grad_bases(const Call& call, const Features& grad_y, const void* responsibilities) const {
+  // The gradient of the last bases, from the last responsibilities and grad_y; it needs the rows of all bases.
+  Partials grad_bases(const Call& call, const Features& x, const Features& grad_y, const float* logit_bias) const {
+    const int last = call.problem.grad_iters - 1;
+    const void* logit_rows = products.right(2 * last + 1);
     if (call.plan.reconstruct_gradient.hopper)
-      return call.reconstruct_backward(grad_y, value_rows, responsibilities, value_products, slots);
+      return call.reconstruct_backward({x, grad_y, logit_rows, logit_bias, value_rows, value_products, slots.sums});
+    void* responsibilities = products.left(2 * last);
+    call.respond(x, logit_rows, logit_bias, responsibilities, slots.masses);
     return call.multiply(call.plan.m_step, grad_y, responsibilities, slots);
   }
 };

@@ -117,12 +117,10 @@ Partials Call::multiply(const MStepPlan& m_step_plan, const Features& features, 
   return partials;
 }
 
-Partials Call::reconstruct_backward(const Features& grad_y, const void* value_rows, const void* responsibilities,
-                                    float* products, const Slots& slots) const {
-  const hopper::ReconstructGradient io{grad_y, value_rows, responsibilities, products, slots.sums};
+Partials Call::reconstruct_backward(const hopper::ReconstructGradient& io) const {
   check("reconstruct_gradient", hopper::reconstruct_gradient(problem, plan.reconstruct_gradient, io, stream));
   Partials partials;
-  partials.sums = slots.sums;
+  partials.sums = io.sums;
   partials.sum_splits = plan.reconstruct_gradient.splits;
   partials.half_slots = plan.reconstruct_gradient.half_slots;
   partials.sum_factor = 1 / RESPONSIBILITY_SCALE;

@@ -2,6 +2,7 @@
 #pragma once
 #include <stdexcept>
 
+#include "hopper/hopper.h"
 #include "kernels/kernels.h"
 #include "workspace.h"
 
@@ -59,10 +60,8 @@ struct Call {
   Partials multiply(const MStepPlan& m_step_plan, const Features& features, const void* responsibilities,
                     const Slots& slots) const;
 
-  // Both gradients of a reconstruction where plan.reconstruct_gradient serves: products grad_y value_rows^T, and grad_y^T
-  // responsibilities into the slots' sums.
-  Partials reconstruct_backward(const Features& grad_y, const void* value_rows, const void* responsibilities,
-                                float* products, const Slots& slots) const;
+  // Both gradients of a reconstruction where plan.reconstruct_gradient serves.
+  Partials reconstruct_backward(const hopper::ReconstructGradient& io) const;
 
   // The gradient of the logits, and with `m_step` also x^T times it. Fills in the slots of `gradient`.
   Partials backward(const EStepPlan& e_step_plan, EStepGradient gradient, bool m_step, const Slots& slots) const;

@@ -123,11 +123,9 @@ void em_folded_backward(const Call& call, const FoldedBackward& io, Arena worksp
   }
   call.pack(io.bases, problem.channels, 1, backward.value_rows);
 
-  void* responsibilities = products.left(2 * pairs - 2);
-  call.respond(x, products.right(2 * pairs - 1), logit_bias(pairs - 1), responsibilities, backward.slots.masses);
   const Features grad_y = call.aligned(io.grad_y, backward.grad_y);
   SumsGradient sums;
-  sums.partials = backward.grad_bases(call, grad_y, responsibilities);
+  sums.partials = backward.grad_bases(call, x, grad_y, logit_bias(pairs - 1));
   sums.extra = io.grad_bases;
   sums.bases = io.bases;
   sums.powers = backward.powers;

@@ -98,11 +98,9 @@ void em_backward(const Call& call, const Backward& io, Arena workspace) {
     call.pack(io.path + (stop + i) * matrices, problem.channels, problem.scale, products.right(2 * i + 1));
   call.pack(io.bases, problem.channels, 1, space.value_rows);
 
-  void* responsibilities = products.left(2 * pairs - 2);
-  call.respond(x, products.right(2 * pairs - 1), nullptr, responsibilities, space.slots.masses);
   const Features grad_y = call.aligned(io.grad_y, space.grad_y);
   SumsGradient sums;
-  sums.partials = space.grad_bases(call, grad_y, responsibilities);
+  sums.partials = space.grad_bases(call, x, grad_y, nullptr);
   sums.extra = io.grad_bases;
   sums.bases = io.bases;
   sums.powers = space.powers;

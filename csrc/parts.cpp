@@ -36,20 +36,20 @@ struct ReconstructSpace {
 struct ReconstructBackwardSpace {
   Products products;
   void* value_rows;
-  void* responsibilities;
-  float* value_products;  // null: the gradient of the logits makes them
+  void* responsibilities;  // null: they stay on chip
+  float* value_products;   // null: the gradient of the logits makes them
   Slots slots;
 
   ReconstructBackwardSpace(const Problem& problem, const Plan& plan, Arena& arena)
       : products(problem, 1, arena),
         value_rows(arena.take(row_bytes(problem, problem.value_channels))),
-        responsibilities(arena.take(responsibility_bytes(problem))),
+        responsibilities(plan.reconstruct_gradient.hopper ? nullptr : arena.take(responsibility_bytes(problem))),
         value_products(take_products(problem, plan.reconstruct_gradient, arena)),
         slots(problem,
               std::max({slot_words(problem, problem.channels, plan.m_step), slot_words(problem, plan.value_gradient),
                         slot_words(problem, problem.value_channels, plan.value_m_step),
                         slot_words(problem, problem.value_channels, plan.reconstruct_gradient)}),
-              std::max(plan.value_gradient.splits, plan.e_step.splits), arena) {}
+              plan.value_gradient.splits, arena) {}
 };
 
 }  // namespace
@@ -133,9 +133,8 @@ void em_reconstruct_backward(const Call& call, const ReconstructBackward& io, Ar
                add_partials(problem, problem.value_channels, values, io.grad_value_bases, nullptr, call.stream));
   };
   if (plan.reconstruct_gradient.hopper) {
-    call.respond(io.x, e_step.logit_rows, io.logit_bias, space.responsibilities, space.slots.masses);
-    add_values(call.reconstruct_backward(io.grad_y, space.value_rows, space.responsibilities, space.value_products,
-                                         space.slots));
+    add_values(call.reconstruct_backward({io.x, io.grad_y, e_step.logit_rows, io.logit_bias, space.value_rows,
+                                          space.value_products, space.slots.sums}));
   } else {
     e_step.responsibilities = space.responsibilities;
   }

@@ -310,7 +310,7 @@ LoopPlan plan_loop(const Problem& problem, const Device& device) {
 
 MStepPlan plan_reconstruct_gradient(const Problem& problem, const Device& device) {
   using Layout = hopper::ReconstructGradientLayout;
-  const int channels = hopper::compiled_channels(problem.value_channels);
+  const int channels = hopper::compiled_channels(std::max(problem.channels, problem.value_channels));
   MStepPlan plan;
   plan.hopper = has_reconstruct_gradient(problem, device);
   if (!plan.hopper) return plan;
@@ -321,7 +321,7 @@ MStepPlan plan_reconstruct_gradient(const Problem& problem, const Device& device
   cost.works = problem.images();
   cost.tiles = ceil_div(problem.positions, hopper::GradientLayout::POSITIONS);
   cost.tile_bytes = Layout::stage_bytes(channels) + hopper::GradientLayout::PRODUCTS_BYTES;
-  cost.block_bytes = hopper::GradientLayout::rows_bytes(channels);
+  cost.block_bytes = 2 * hopper::GradientLayout::rows_bytes(channels);
   plan.half_slots = hopper::half_slots(problem.dtype);
   cost.slot_bytes = slot_bytes(problem, problem.value_channels, plan.half_slots);
   cost.blocks = cost.multiprocessors = device.multiprocessors;

@@ -92,7 +92,7 @@ struct Plan {
   EStepPlan value_gradient;   // of a reconstruction alone
   MStepPlan m_step;           // of features of C channels
   MStepPlan value_m_step;     // of features of Cv channels
-  MStepPlan reconstruct_gradient;  // hopper: in place of value_m_step, and makes products for the gradients with values
+  MStepPlan reconstruct_gradient;  // hopper: responsibilities, value_m_step and products for the gradients with values
   ProductsPlan reconstruction;  // one product of Cv channels
   ProductsPlan grad_x;          // two products for every iteration
   ProductsPlan value_grad_x;    // of a reconstruction alone: one product

@@ -108,13 +108,12 @@ def backward(shape: Shape, *, aligned: bool = True) -> dict[str, float]:
     blocks = shape.batch * splits(shape)
     x, z = shape.feature_bytes, shape.responsibility_bytes
     missed, cached = again(shape)
-    first = (x, 0.0) if aligned else (missed, cached)  # a copy was made just before
+    copied = 0.0 if aligned else min(2 * x, CACHE_BYTES)  # just before
     return _microseconds(
         {
             **({} if aligned else {"copies": 2 * copy(shape)}),
-            "responsibilities again": launch(shape, 1, first[0], first[1] + z, blocks),
-            # responsibilities are read, products with the value rows are written in float32
-            "gradient of y": launch(shape, 2, first[0], first[1] + 3 * z, blocks),
+            # x and the gradient of y are read, products with the value rows are written in float32
+            "last responsibilities": launch(shape, 3, 2 * x - copied, copied + 2 * z, blocks),
             "last iteration": launch(shape, 3, missed, cached + 4 * z, blocks),
             "other iterations": (shape.num_iters - 1) * launch(shape, 3, missed, cached + 2 * z, blocks),
             "normalisations": (shape.num_iters + 1) * addition(shape),

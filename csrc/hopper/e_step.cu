@@ -10,21 +10,6 @@ namespace ema::hopper {
 namespace {
 
 #if EMA_HOPPER
-// The fragments of the rows of the bases.
-template <class V>
-EMA_DEVICE void load_rows(uint32_t (&rows)[V::CHANNELS / 16][4], const EStepBlock<V>& block) {
-  const int width = padded_channels(block.args.io.x.channels);
-  const uint16_t* row = static_cast<const uint16_t*>(block.args.io.logit_rows) +
-                        (static_cast<int64_t>(block.image) * 64 + first_base()) * width;
-#pragma unroll
-  for (int k = 0; k < V::CHANNELS / 16; ++k)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int channel = 16 * k + e / 2 * 8 + lane() % 4 * 2;
-      rows[k][e] = channel < width ? *reinterpret_cast<const uint32_t*>(row + e % 2 * 8 * width + channel) : 0;
-    }
-}
-
 template <class V>
 EMA_DEVICE void respond(const EStepBlock<V>& block, const TensorMap& z_map) {
   using Math = typename V::Math;
@@ -34,7 +19,7 @@ EMA_DEVICE void respond(const EStepBlock<V>& block, const TensorMap& z_map) {
   const bool real[2] = {base < args.num_bases, base + 8 < args.num_bases};
   auto hand_over = [&](int slot) { arrive_as_warp(block.z_full + slot); };
   uint32_t rows[V::CHANNELS / 16][4];
-  load_rows(rows, block);
+  load_rows(rows, io.logit_rows, block.image, padded_channels(io.x.channels));
   const float weight_unit = 1.f / weight_power(io.weight_maxima, block.image);
   float masses[2] = {};
   Turn turn;

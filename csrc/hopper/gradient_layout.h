@@ -24,15 +24,16 @@ struct GradientLayout {
   }
 };
 
-// Of reconstruct_gradient: barriers, value rows, stages of the gradient of y and of responsibilities.
+// Of reconstruct_gradient: numbers and barriers, value rows, stages of features, the gradient of y and responsibilities.
 struct ReconstructGradientLayout {
-  static constexpr int MAX_STAGES = 8, BARRIER_BYTES = 1024;
+  static constexpr int MAX_STAGES = 8, STATISTICS = 4 * TILE_POSITIONS, BARRIERS = 1 + 5 * MAX_STAGES, HEAD_BYTES = 2048;
+  static_assert((2 * STATISTICS + 64) * 4 + BARRIERS * 8 <= HEAD_BYTES);
 
   EMA_HOST_DEVICE static constexpr int stage_bytes(int channels) {
-    return GradientLayout::stage_bytes(channels) + GradientLayout::TILE_BYTES;
+    return 2 * GradientLayout::stage_bytes(channels) + GradientLayout::TILE_BYTES;
   }
   EMA_HOST_DEVICE static constexpr int bytes(int channels, int stages) {
-    return BARRIER_BYTES + GradientLayout::rows_bytes(channels) + stages * stage_bytes(channels);
+    return HEAD_BYTES + GradientLayout::rows_bytes(channels) + stages * stage_bytes(channels);
   }
 };
 

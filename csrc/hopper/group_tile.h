@@ -22,6 +22,19 @@ EMA_DEVICE void arrive_as_warp(Barrier* barrier) {
 EMA_DEVICE constexpr int at(int c) { return c / 2 * 4 + c % 2; }
 EMA_DEVICE int position_of(int c, int thread = threadIdx.x) { return c / 2 * 8 + thread % 4 * 2 + c % 2; }
 
+// Rows [G, 64, width] of the bases of an image as left operands, STEPS of 16 channels; 0 beyond the width.
+template <int STEPS>
+EMA_DEVICE void load_rows(uint32_t (&rows)[STEPS][4], const void* all, int image, int width) {
+  const uint16_t* row = static_cast<const uint16_t*>(all) + (static_cast<int64_t>(image) * 64 + first_base()) * width;
+#pragma unroll
+  for (int k = 0; k < STEPS; ++k)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int channel = 16 * k + e / 2 * 8 + lane() % 4 * 2;
+      rows[k][e] = channel < width ? *reinterpret_cast<const uint32_t*>(row + e % 2 * 8 * width + channel) : 0;
+    }
+}
+
 // Combines the 8 positions of a thread over the 16 bases of its warp; memory [32 positions][4 warps] gets them.
 template <class Combine>
 EMA_DEVICE void share_positions(float (&values)[8], float* memory, Combine combine) {

@@ -35,13 +35,14 @@ constexpr int E_STEP_BYTES = TILE_POSITIONS * 128               // responsibilit
 cudaError_t e_step(const Problem&, const EStepPlan& plan, const EStep&, cudaStream_t stream);
 cudaError_t e_step_gradient(const Problem&, const EStepPlan& plan, const EStepGradient&, cudaStream_t stream);
 
-// The gradient of a reconstruction y = responsibilities value_bases^T to both.
+// The gradient of a reconstruction y = responsibilities value_bases^T to both, responsibilities those of x and its bases.
 struct ReconstructGradient {
-  Features grad_y;
-  const void* value_rows = nullptr;        // [G, Kp, Cp of grad_y]
-  const void* responsibilities = nullptr;  // [G, N, Kp]
-  float* products = nullptr;               // grad_y value_rows^T, [G, N, Kp]
-  float* sums = nullptr;                   // grad_y^T responsibilities, [G, splits, Kp, Cp of grad_y]
+  Features x, grad_y;
+  const void* logit_rows = nullptr;   // [G, Kp, Cp of x]
+  const float* logit_bias = nullptr;  // [G, K], or null
+  const void* value_rows = nullptr;   // [G, Kp, Cp of grad_y]
+  float* products = nullptr;          // grad_y value_rows^T, [G, N, Kp]
+  float* sums = nullptr;              // grad_y^T responsibilities, [G, splits, Kp, Cp of grad_y]
 };
 cudaError_t reconstruct_gradient(const Problem&, const MStepPlan& plan, const ReconstructGradient&, cudaStream_t stream);
 

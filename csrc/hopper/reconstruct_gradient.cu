@@ -1,5 +1,9 @@
-// The gradient of a reconstruction to both its factors, so that the gradient of y is read once: warpgroup 0 multiplies it
-// by the value rows, which stay in shared memory, and those behind it, each for its channels, by responsibilities.
+// The gradient of a reconstruction to both its factors, from the features: warpgroup 0 makes responsibilities, with the
+// bases in its registers, and multiplies the gradient of y by the value rows, which stay in shared memory. Those behind
+// it, each for its channels, multiply the gradient of y by the responsibilities; the first of them loads.
+#include <algorithm>
+
+#include "../device/chunks.h"
 #include "feature_tile.h"
 #include "gradient_layout.h"
 #include "group_tile.h"
@@ -11,8 +15,8 @@ namespace {
 
 struct Args {
   ReconstructGradient io;
-  int splits, stages, heads, positions;
-  TensorMap grad_y, value_rows, responsibilities;
+  int splits, stages, heads, positions, num_bases;
+  TensorMap x, grad_y, value_rows;
 };
 
 template <class Kind>
@@ -24,77 +28,138 @@ struct Variant : Kind {
 #if EMA_HOPPER
 constexpr int POSITIONS = GradientLayout::POSITIONS;
 
-// What a block works on.
-struct BlockTiles {
+// What a block works on, and where it lies in shared memory.
+template <class V>
+struct Work {
+  using Layout = ReconstructGradientLayout;
+  using Features = FeatureTile<V>;
+  static constexpr int ROWS_BYTES = GradientLayout::rows_bytes(V::CHANNELS);
+  static constexpr int TILE_BYTES = GradientLayout::stage_bytes(V::CHANNELS);  // of features
+  static constexpr int STAGE_BYTES = Layout::stage_bytes(V::CHANNELS);
+  const Args& args;
+  unsigned char* shared;
   int image, begin, count;  // tiles
 
-  EMA_DEVICE explicit BlockTiles(const Args& args) {
+  EMA_DEVICE Work(const Args& args, unsigned char* shared) : args(args), shared(shared) {
     // every role asks anew, or what all have in common would be spilled
     const int block = opaque(blockIdx.x);
     const TileRange tiles(args.positions, args.splits, block % args.splits, POSITIONS);
     image = block / args.splits, begin = tiles.begin, count = tiles.count();
   }
+
+  EMA_DEVICE int head() const { return image % args.heads; }
+  EMA_DEVICE int batch() const { return image / args.heads; }
+  EMA_DEVICE int position(int tile) const { return (begin + tile) * POSITIONS; }
+  // two statistics of the softmax, then the bias of every base
+  EMA_DEVICE float* maxima() const { return reinterpret_cast<float*>(shared); }
+  EMA_DEVICE float* totals() const { return maxima() + Layout::STATISTICS; }
+  EMA_DEVICE float* bias() const { return totals() + Layout::STATISTICS; }
+  EMA_DEVICE Barrier* rows_full() const { return reinterpret_cast<Barrier*>(bias() + 64); }
+  EMA_DEVICE Barrier* z_full(int stage) const { return rows_full() + 1 + stage; }
+  EMA_DEVICE Ring x_ring() const { return {z_full(args.stages), args.stages}; }
+  EMA_DEVICE Ring grad_y_ring() const { return {z_full(3 * args.stages), args.stages}; }
+  EMA_DEVICE unsigned char* value_rows() const { return shared + Layout::HEAD_BYTES; }
+  EMA_DEVICE Features x(int stage) const { return {value_rows() + ROWS_BYTES + stage * STAGE_BYTES}; }
+  EMA_DEVICE Features grad_y(int stage) const { return {x(stage).memory + TILE_BYTES}; }
+  EMA_DEVICE unsigned char* z(int stage) const { return grad_y(stage).memory + TILE_BYTES; }
+
+  // One thread prepares all barriers and loads the value rows.
+  EMA_DEVICE void start() const {
+    init_barrier(rows_full(), 1);
+    for (int i = 0; i < args.stages; ++i) init_barrier(z_full(i), GROUP_WARPS);
+    x_ring().init(GROUP_WARPS);
+    grad_y_ring().init(V::THREADS / 32);
+    arrive_expecting(rows_full(), ROWS_BYTES);
+    for (int box = 0; box < V::CHANNELS / 64; ++box)
+      copy_box(value_rows() + box * 64 * 128, args.value_rows, rows_full(), 64 * box, 0, head(), batch());
+  }
+  // One thread for each base. Those beyond the last one get no share.
+  EMA_DEVICE void load_bias(int base) const {
+    const float* all = args.io.logit_bias;
+    const int64_t first = static_cast<int64_t>(image) * args.num_bases;
+    bias()[base] = base >= args.num_bases ? -INFINITY : all != nullptr ? all[first + base] : 0.f;
+  }
+  // One thread loads a tile of one kind.
+  EMA_DEVICE void load(int tile, const Features& to, const TensorMap& map, Ring& ring) const {
+    Barrier* full = ring.begin_fill(TILE_BYTES);
+    for (int box = 0; box < Features::BOXES; ++box) to.copy(box, map, full, position(tile), head(), batch());
+    ring.advance();
+  }
 };
 
-// grad_y value_rows^T. A thread has two bases of 8 positions.
 template <class V>
-EMA_DEVICE void multiply_by_rows(const Args& args, const unsigned char* rows, unsigned char* stages, Ring ring) {
-  constexpr int STAGE_BYTES = ReconstructGradientLayout::stage_bytes(V::CHANNELS);
-  const BlockTiles share(args);
-  for (int i = 0; i < share.count; ++i, ring.advance()) {
-    float d[POSITIONS / 2];
-    ring.wait_until_full();
+EMA_DEVICE void respond(const Work<V>& work) {
+  using Math = typename V::Math;
+  const Args& args = work.args;
+  const int base = first_base();
+  const bool real[2] = {base < args.num_bases, base + 8 < args.num_bases};
+  Ring x = work.x_ring(), grad_y = work.grad_y_ring();
+  uint32_t rows[V::CHANNELS / 16][4];
+  load_rows(rows, args.io.logit_rows, work.image, padded_channels(args.io.x.channels));
+  wait(work.rows_full(), 0);
+  for (int i = 0; i < work.count; ++i, x.advance(), grad_y.advance()) {
+    float z[POSITIONS / 2];
+#pragma unroll
+    for (int e = 0; e < POSITIONS / 2; ++e) z[e] = work.bias()[base + e / 2 % 2 * 8];
+    x.wait_until_full();
     begin_products();
-    FeatureTile<V>{stages + ring.slot * STAGE_BYTES}.multiply_rows(d, rows);
+    work.x(x.slot).add_rows(z, rows);
+    commit_products();
+    wait_for_products<0>();
+    settle(z);
+    x.hand_back();
+    respond_to<Math>(z, real, work.maxima(), work.totals(), 1);
+    grad_y.wait_until_full();  // so all have read the last responsibilities of this stage
+    store_positions<Math>(z, Tile<uint16_t, 64>{work.z(x.slot)});
+    fence_copies();
+    arrive_as_warp(work.z_full(x.slot));
+
+    float d[POSITIONS / 2];
+    begin_products();
+    work.grad_y(x.slot).multiply_rows(d, work.value_rows());
     commit_products();
     wait_for_products<0>();
     settle(d);
-    ring.hand_back();
+    grad_y.hand_back();
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
-      const int position = (share.begin + i) * POSITIONS + position_of(c);
+      const int position = work.position(i) + position_of(c);
       if (position >= args.positions) continue;
-      float* line = args.io.products + (static_cast<int64_t>(share.image) * args.positions + position) * 64;
+      float* line = args.io.products + (static_cast<int64_t>(work.image) * args.positions + position) * 64;
       line[first_base()] = d[at(c)];
       line[first_base() + 8] = d[at(c) + 2];
     }
   }
 }
 
-// grad_y^T responsibilities, of the channels of one warpgroup; the first of them loads.
+// grad_y^T responsibilities, of the channels of one warpgroup.
 template <class V>
-EMA_DEVICE void add_up(const Args& args, unsigned char* stages, Ring ring, Ring fill_ring, int part) {
-  using Features = FeatureTile<V>;
+EMA_DEVICE void add_up(const Work<V>& work, int part) {
   constexpr int COLUMNS = V::CHANNELS / V::M_GROUPS;
-  constexpr int STAGE_BYTES = ReconstructGradientLayout::stage_bytes(V::CHANNELS);
-  constexpr int FEATURE_BYTES = Features::BOXES * Features::BOX_BYTES;
-  const BlockTiles share(args);
-  const bool loads = part == 0 && group_thread() == 0;
-  auto load = [&](int i) {
-    if (!loads || i >= share.count) return;
-    const int head = share.image % args.heads, batch = share.image / args.heads;
-    const int position = (share.begin + i) * POSITIONS;
-    unsigned char* stage = stages + fill_ring.slot * STAGE_BYTES;
-    Barrier* full = fill_ring.begin_fill(STAGE_BYTES);
-    for (int box = 0; box < Features::BOXES; ++box)
-      Features{stage}.copy(box, args.grad_y, full, position, head, batch);
-    copy_box(stage + FEATURE_BYTES, args.responsibilities, full, 0, position, head, batch);
-    fill_ring.advance();
+  const Args& args = work.args;
+  Ring ring = work.grad_y_ring(), x_fill = work.x_ring(), grad_y_fill = ring;
+  auto load_x = [&](int i) {
+    if (part == 0 && group_thread() == 0 && i < work.count) work.load(i, work.x(x_fill.slot), args.x, x_fill);
   };
-  for (int i = 0; i < args.stages - 1; ++i) load(i);
+  auto load_grad_y = [&](int i) {
+    if (part == 0 && group_thread() == 0 && i < work.count)
+      work.load(i, work.grad_y(grad_y_fill.slot), args.grad_y, grad_y_fill);
+  };
+  for (int i = 0; i < args.stages; ++i) load_x(i), load_grad_y(i);
   __syncwarp();
   float sums[COLUMNS / 2] = {};
-  for (int i = 0; i < share.count; ++i, ring.advance()) {
-    unsigned char* stage = stages + ring.slot * STAGE_BYTES;
+  for (int i = 0; i < work.count; ++i, ring.advance()) {
     ring.wait_until_full();
+    wait(work.z_full(ring.slot), ring.parity());
     begin_products();
-    Features{stage}.template add_sums<COLUMNS>(sums, stage + FEATURE_BYTES, part * (COLUMNS / 64));
+    work.grad_y(ring.slot).template add_sums<COLUMNS>(sums, work.z(ring.slot), part * (COLUMNS / 64));
     commit_products();
-    // to the stage of the last tile, which all have handed back or soon will
-    load(i + args.stages - 1);
+    load_x(i + args.stages);  // handed back before the responsibilities were made
     __syncwarp();
     wait_for_products<0>();
     ring.hand_back();
+    load_grad_y(i + args.stages);
+    __syncwarp();
   }
   settle(sums);
   store_sums<typename V::Math, COLUMNS>(sums, args.io.sums, blockIdx.x, part * COLUMNS,
@@ -105,34 +170,24 @@ EMA_DEVICE void add_up(const Args& args, unsigned char* stages, Ring ring, Ring 
 template <class V>
 __global__ void __launch_bounds__(V::THREADS, 1) reconstruct_gradient_kernel(const __grid_constant__ Args args) {
 #if EMA_HOPPER
-  using Layout = ReconstructGradientLayout;
   EMA_SHARED(shared);
   if (threadIdx.x == 0) {
-    prefetch_map(args.value_rows);
+    prefetch_map(args.x);
     prefetch_map(args.grad_y);
-    prefetch_map(args.responsibilities);
+    prefetch_map(args.value_rows);
   }
   wait_for_predecessors();
-  unsigned char* rows = shared + Layout::BARRIER_BYTES;
-  unsigned char* stages = rows + GradientLayout::rows_bytes(V::CHANNELS);
-  Barrier* rows_full = reinterpret_cast<Barrier*>(shared);
-  Ring ring(rows_full + 1, args.stages);
-  if (threadIdx.x == 0) {
-    init_barrier(rows_full, 1);
-    ring.init(V::THREADS / 32);
-    const BlockTiles share(args);
-    arrive_expecting(rows_full, GradientLayout::rows_bytes(V::CHANNELS));
-    for (int box = 0; box < V::CHANNELS / 64; ++box)
-      copy_box(rows + box * 64 * 128, args.value_rows, rows_full, 64 * box, 0, share.image % args.heads,
-               share.image / args.heads);
-  }
+  if (threadIdx.x == 0) Work<V>(args, shared).start();
+  if (threadIdx.x < 64) Work<V>(args, shared).load_bias(threadIdx.x);
   __syncthreads();
   const int group = __shfl_sync(~0u, threadIdx.x / GROUP, 0);
+  // bases or sums of 512 channels are 128 registers a thread
   if (group == 0) {
-    wait(rows_full, 0);
-    multiply_by_rows<V>(args, rows, stages, ring);
+    if constexpr (V::CHANNELS == 512) take_registers<184>();
+    respond(Work<V>(args, shared));
   } else {
-    add_up<V>(args, stages, ring, ring, group - 1);
+    if constexpr (V::CHANNELS == 512) give_registers<160>();
+    add_up(Work<V>(args, shared), group - 1);
   }
 #endif
 }
@@ -141,15 +196,13 @@ __global__ void __launch_bounds__(V::THREADS, 1) reconstruct_gradient_kernel(con
 
 cudaError_t reconstruct_gradient(const Problem& problem, const MStepPlan& plan, const ReconstructGradient& io,
                                  cudaStream_t stream) {
-  Args args{io, plan.splits, plan.slots, problem.heads, problem.positions, {}, {}, {}};
-  const int width = padded_channels(io.grad_y.channels), lines = GradientLayout::POSITIONS;
-  cudaError_t error = make_tile_map(&args.grad_y, problem, io.grad_y);
+  Args args{io, plan.splits, plan.slots, problem.heads, problem.positions, problem.num_bases, {}, {}, {}};
+  const int width = padded_channels(io.grad_y.channels);
+  cudaError_t error = make_tile_map(&args.x, problem, io.x);
+  if (error == cudaSuccess) error = make_tile_map(&args.grad_y, problem, io.grad_y);
   if (error == cudaSuccess) error = make_tensor_map(&args.value_rows, as_matrices(problem, io.value_rows, 64, width), 64);
-  if (error == cudaSuccess)
-    error = make_tensor_map(&args.responsibilities, as_matrices(problem, io.responsibilities, problem.positions, 64),
-                            lines);
   if (error != cudaSuccess) return error;
-  return with_kind(problem, io.grad_y.channels, [&](auto kind) {
+  return with_kind(problem, std::max(io.x.channels, io.grad_y.channels), [&](auto kind) {
     using V = Variant<decltype(kind)>;
     return launch(reconstruct_gradient_kernel<V>, dim3(problem.images() * plan.splits), dim3(V::THREADS),
                   plan.shared_memory, stream, args);

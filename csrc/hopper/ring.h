@@ -31,6 +31,8 @@ class Ring {
     arrive_expecting(&full_[slot], bytes);
     return &full_[slot];
   }
+  // Of this turn of the slot, for other barriers of the same turns.
+  EMA_DEVICE uint32_t parity() const { return parity_; }
   EMA_DEVICE void wait_until_full() { wait(&full_[slot], parity_); }
   EMA_DEVICE void hand_back() {
     if (blocks_ > 1) {

@@ -5,6 +5,7 @@ from mutations import (
     HOPPER_E_STEP,
     HOPPER_GRADIENT,
     HOPPER_TAIL,
+    HOPPER_VALUES,
     LOOP_E_STEP,
     LOOP_M_STEP,
     LOOP_SUMS,
@@ -34,6 +35,13 @@ FENCES = [
         GROUP_TILE,
         "__syncwarp();\n  if (opaque",
         "if (opaque",
+        ("Hopper, one position",),
+    ),
+    Mutation(
+        "Hopper's reconstruction: responsibilities that are not fenced",
+        HOPPER_VALUES,
+        "    fence_copies();\n",
+        "",
         ("Hopper, one position",),
     ),
     Mutation(
