@@ -39,8 +39,9 @@ def test_all_channels_of_a_block(backend):
 def test_small_unit(backend, dtype, shape, order):
     if backend != "cuda":
         pytest.skip(f"backend {backend} has the loop only")
-    weight = torch.rand(2, 1, 131, generator=torch.Generator().manual_seed(5)).cuda()
-    check_unit(*draw_unit(shape, dtype, order), backend, on="cpu", weight=weight, num_iters=2)
+    x, parameters = draw_unit(shape, dtype, order)
+    weight = torch.rand(x.shape[:3], generator=torch.Generator().manual_seed(5)).cuda()
+    check_unit(x, parameters, backend, on="cpu", weight=weight, num_iters=2)
 
 
 def test_small_tf32(backend):
