@@ -6,7 +6,10 @@
 #else
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 #define EMA_DEVICE __device__ __forceinline__
 
@@ -27,12 +30,17 @@ EMA_DEVICE void wait_for_predecessors() {
 }
 
 // Lets the launches of a kernel ask for as much shared memory as the device has, whatever this one needs: two threads that
-// launch it with different sizes do not undo each other's.
+// launch it with different sizes do not undo each other's. A thread asks once for each kernel and device.
 inline cudaError_t allow_shared_memory(const void* kernel) {
+  thread_local std::vector<std::pair<const void*, int>> allowed;
   int device = 0, most = 0;
   cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  const std::pair<const void*, int> asked(kernel, device);
+  if (std::find(allowed.begin(), allowed.end(), asked) != allowed.end()) return cudaSuccess;
+  error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (error == cudaSuccess) allowed.push_back(asked);
   return error;
 }
 
