@@ -27,23 +27,29 @@ struct BackwardSpace {
         slots(problem,
               std::max({slot_words(problem, problem.channels, plan.m_step),
                         slot_words(problem, problem.channels, plan.reconstruct_gradient),
+                        slot_words(problem, problem.channels, plan.rows_gradient),
                         slot_words(problem, plan.gradient), slot_words(problem, plan.last_gradient)}),
               std::max({plan.e_step.splits, plan.last_gradient.splits, plan.gradient.splits,
                         plan.first_gradient.splits}),
               arena),
         powers(arena.take_floats(per_base(problem))),
         grad_mass(arena.take_floats(per_base(problem))),
-        x(take_aligned(problem, plan, arena)),
-        grad_y(take_aligned(problem, plan, arena)) {}
+        x(take_aligned(problem, plan.copies || plan.rows_gradient.hopper, arena)),
+        grad_y(take_aligned(problem, plan.copies || (plan.any_rows && !plan.rows_gradient.hopper), arena)) {}
 
-  // The gradient of the last bases, from the last responsibilities and grad_y; it needs the rows of all bases.
-  Partials grad_bases(const Call& call, const Features& x, const Features& grad_y, const float* logit_bias) const {
+  // The gradient of the last bases, from the last responsibilities and grad_y; it needs the rows of all bases. `given` is
+  // what x may have yet to be copied from.
+  Partials grad_bases(const Call& call, const Features& given, const Features& x, const Features& grad_y,
+                      const float* logit_bias) const {
     const int last = call.problem.grad_iters - 1;
     const void* logit_rows = products.right(2 * last + 1);
-    if (call.plan.reconstruct_gradient.hopper)
+    const bool any_rows = call.plan.rows_gradient.hopper;
+    if (call.plan.reconstruct_gradient.hopper && !any_rows)
       return call.reconstruct_backward({x, grad_y, logit_rows, logit_bias, value_rows, value_products, slots.sums});
     void* responsibilities = products.left(2 * last);
-    call.respond(x, logit_rows, logit_bias, responsibilities, slots.masses);
+    const bool copies = any_rows && x.data != given.data;
+    call.respond(copies ? given : x, logit_rows, logit_bias, responsibilities, slots.masses, copies ? x : Features{});
+    if (any_rows) return call.rows_backward({grad_y, value_rows, responsibilities, value_products, slots.sums});
     return call.multiply(call.plan.m_step, grad_y, responsibilities, slots);
   }
 };

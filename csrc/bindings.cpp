@@ -162,11 +162,13 @@ void bind_plan(py::module_& m) {
       .def_readwrite("m_step", &Plan::m_step)
       .def_readwrite("value_m_step", &Plan::value_m_step)
       .def_readwrite("reconstruct_gradient", &Plan::reconstruct_gradient)
+      .def_readwrite("rows_gradient", &Plan::rows_gradient)
       .def_readwrite("reconstruction", &Plan::reconstruction)
       .def_readwrite("grad_x", &Plan::grad_x)
       .def_readwrite("value_grad_x", &Plan::value_grad_x)
       .def_readwrite("unit_tail", &Plan::unit_tail)
       .def_readwrite("copies", &Plan::copies)
+      .def_readwrite("any_rows", &Plan::any_rows)
       .def_readwrite("end_iteration", &Plan::end_iteration)
       .def_readwrite("overlap", &Plan::overlap);
   m.def("plan", &make_plan, "problem"_a, "device"_a, "How a problem is launched on a device; needs no device.");

@@ -15,6 +15,16 @@ std::string shape_of(const Problem& problem) {
          dtypes[static_cast<int>(problem.dtype)];
 }
 
+// Partial sums with responsibilities.
+Partials sums_of(const float* sums, const MStepPlan& plan) {
+  Partials partials;
+  partials.sums = sums;
+  partials.sum_splits = plan.splits;
+  partials.half_slots = plan.half_slots;
+  partials.sum_factor = 1 / RESPONSIBILITY_SCALE;
+  return partials;
+}
+
 }  // namespace
 
 void use_device(int ordinal) {
@@ -29,7 +39,7 @@ IterationSpace::IterationSpace(const Problem& problem, const Plan& plan, bool ke
       weighted_responsibilities(nullptr),
       weight_maxima(nullptr),
       slots(problem, plan.iteration, plan.m_step, arena),
-      x(take_aligned(problem, plan, arena)) {
+      x(take_aligned(problem, plan.copies, arena)) {
   const bool stored = !plan.iteration.fused;
   if (keeps || (stored && !problem.weighted)) responsibilities = arena.take(responsibility_bytes(problem));
   if (stored && problem.weighted) weighted_responsibilities = arena.take(responsibility_bytes(problem));
@@ -57,6 +67,11 @@ Features Call::aligned(const Features& features, void* memory) const {
   const Features copy = aligned_rows(problem, features.channels, memory);
   check("align_rows", align_rows(problem, features, copy, stream));
   return copy;
+}
+
+Features Call::aligned_on_the_way(const Features& features, void* memory) const {
+  if (!plan.rows_gradient.hopper || can_be_boxed(features, problem.positions_fastest)) return aligned(features, memory);
+  return aligned_rows(problem, features.channels, memory);
 }
 
 void Call::look_at(const Weight& weight, const IterationSpace& space) const {
@@ -96,9 +111,10 @@ Partials Call::iterate(const Features& x, const Weight& weight, const float* log
 }
 
 void Call::respond(const Features& x, const void* logit_rows, const float* logit_bias, void* responsibilities,
-                   float* masses) const {
+                   float* masses, const Features& copy) const {
   EStep io;
   io.x = x;
+  io.copy = copy;
   io.logit_rows = logit_rows;
   io.logit_bias = logit_bias;
   io.responsibilities = responsibilities;
@@ -109,22 +125,17 @@ void Call::respond(const Features& x, const void* logit_rows, const float* logit
 Partials Call::multiply(const MStepPlan& m_step_plan, const Features& features, const void* responsibilities,
                         const Slots& slots) const {
   check("m_step", m_step(problem, m_step_plan, features, responsibilities, slots.sums, stream));
-  Partials partials;
-  partials.sums = slots.sums;
-  partials.sum_splits = m_step_plan.splits;
-  partials.half_slots = m_step_plan.half_slots;
-  partials.sum_factor = 1 / RESPONSIBILITY_SCALE;
-  return partials;
+  return sums_of(slots.sums, m_step_plan);
 }
 
 Partials Call::reconstruct_backward(const hopper::ReconstructGradient& io) const {
   check("reconstruct_gradient", hopper::reconstruct_gradient(problem, plan.reconstruct_gradient, io, stream));
-  Partials partials;
-  partials.sums = io.sums;
-  partials.sum_splits = plan.reconstruct_gradient.splits;
-  partials.half_slots = plan.reconstruct_gradient.half_slots;
-  partials.sum_factor = 1 / RESPONSIBILITY_SCALE;
-  return partials;
+  return sums_of(io.sums, plan.reconstruct_gradient);
+}
+
+Partials Call::rows_backward(const hopper::RowsGradient& io) const {
+  check("rows_gradient", hopper::rows_gradient(problem, plan.rows_gradient, io, stream));
+  return sums_of(io.sums, plan.rows_gradient);
 }
 
 Partials Call::backward(const EStepPlan& e_step_plan, EStepGradient gradient, bool m_step, const Slots& slots) const {

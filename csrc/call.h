@@ -43,6 +43,8 @@ struct Call {
 
   // The features themselves, or a copy of them with aligned rows in `memory` if they cannot be boxed; null: themselves.
   Features aligned(const Features& features, void* memory) const;
+  // The same, but where plan.rows_gradient serves, the copy has yet to be made, by `respond`.
+  Features aligned_on_the_way(const Features& features, void* memory) const;
 
   // What the iterations need to know of the weights.
   void look_at(const Weight& weight, const IterationSpace& space) const;
@@ -52,9 +54,10 @@ struct Call {
   Partials iterate(const Features& x, const Weight& weight, const float* logit_bias, bool keeps,
                    const IterationSpace& space) const;
 
-  // E-step alone: responsibilities [G, N, Kp]. `masses` is memory for its partial masses.
+  // E-step alone: responsibilities [G, N, Kp]. `masses` is memory for its partial masses. Unless its data is null, `copy`
+  // are the aligned rows that x is copied to on the way.
   void respond(const Features& x, const void* logit_rows, const float* logit_bias, void* responsibilities,
-               float* masses) const;
+               float* masses, const Features& copy = {}) const;
 
   // features^T responsibilities, into the slots' sums.
   Partials multiply(const MStepPlan& m_step_plan, const Features& features, const void* responsibilities,
@@ -62,6 +65,8 @@ struct Call {
 
   // Both gradients of a reconstruction where plan.reconstruct_gradient serves.
   Partials reconstruct_backward(const hopper::ReconstructGradient& io) const;
+  // Where plan.rows_gradient does.
+  Partials rows_backward(const hopper::RowsGradient& io) const;
 
   // The gradient of the logits, and with `m_step` also x^T times it. Fills in the slots of `gradient`.
   Partials backward(const EStepPlan& e_step_plan, EStepGradient gradient, bool m_step, const Slots& slots) const;

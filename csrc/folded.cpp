@@ -113,7 +113,7 @@ void em_folded_backward(const Call& call, const FoldedBackward& io, Arena worksp
   const BackwardSpace& backward = space.backward;
   const Products& products = backward.products;
   const int64_t columns = int64_t{problem.images()} * problem.num_bases, matrices = columns * problem.channels;
-  const Features x = call.aligned(io.x, backward.x);
+  const Features x = call.aligned_on_the_way(io.x, backward.x);
   const int pairs = problem.grad_iters, last = problem.num_iters - 1, stop = problem.num_iters - pairs;
   auto logit_bias = [&](int pair) { return space.logit_bias + pair * columns; };
   for (int i = 0; i < pairs; ++i) {
@@ -125,7 +125,7 @@ void em_folded_backward(const Call& call, const FoldedBackward& io, Arena worksp
 
   const Features grad_y = call.aligned(io.grad_y, backward.grad_y);
   SumsGradient sums;
-  sums.partials = backward.grad_bases(call, x, grad_y, logit_bias(pairs - 1));
+  sums.partials = backward.grad_bases(call, io.x, x, grad_y, logit_bias(pairs - 1));
   sums.extra = io.grad_bases;
   sums.bases = io.bases;
   sums.powers = backward.powers;

@@ -92,7 +92,7 @@ void em_backward(const Call& call, const Backward& io, Arena workspace) {
   const BackwardSpace space(problem, plan, workspace);
   const Products& products = space.products;
   const int64_t columns = int64_t{problem.images()} * problem.num_bases, matrices = columns * problem.channels;
-  const Features x = call.aligned(io.x, space.x);
+  const Features x = call.aligned_on_the_way(io.x, space.x);
   const int pairs = problem.grad_iters, last = problem.num_iters - 1, stop = problem.num_iters - pairs;
   for (int i = 0; i < pairs; ++i)
     call.pack(io.path + (stop + i) * matrices, problem.channels, problem.scale, products.right(2 * i + 1));
@@ -100,7 +100,7 @@ void em_backward(const Call& call, const Backward& io, Arena workspace) {
 
   const Features grad_y = call.aligned(io.grad_y, space.grad_y);
   SumsGradient sums;
-  sums.partials = space.grad_bases(call, x, grad_y, nullptr);
+  sums.partials = space.grad_bases(call, io.x, x, grad_y, nullptr);
   sums.extra = io.grad_bases;
   sums.bases = io.bases;
   sums.powers = space.powers;

@@ -308,8 +308,9 @@ LoopPlan plan_loop(const Problem& problem, const Device& device) {
   return plan;
 }
 
+// The gradient of a reconstruction, from the features or, with positions fastest, of rows that start anywhere.
+template <class Layout>
 MStepPlan plan_reconstruct_gradient(const Problem& problem, const Device& device) {
-  using Layout = hopper::ReconstructGradientLayout;
   const int channels = hopper::compiled_channels(std::max(problem.channels, problem.value_channels));
   MStepPlan plan;
   plan.hopper = has_reconstruct_gradient(problem, device);
@@ -329,8 +330,8 @@ MStepPlan plan_reconstruct_gradient(const Problem& problem, const Device& device
   return plan;
 }
 
-// Whether features are copied to rows of which boxes can be.
-bool copies_features(const Problem& problem, const Device& device) {
+// Whether csrc/hopper serves features of which no boxes can be copied, or only of a copy.
+bool serves_any_rows(const Problem& problem, const Device& device) {
   Problem copied = problem;
   copied.boxed = true;
   return !problem.boxed && problem.may_copy && for_hopper(copied, device);
@@ -340,19 +341,21 @@ Plan make_plan(const Problem& asked, const Device& device) {
   const Device forward = chosen(asked, device, hopper::FORWARD_TILES);
   const Device backward = chosen(asked, device, hopper::BACKWARD_TILES);
   Problem problem = asked;
-  problem.boxed = asked.boxed || copies_features(asked, forward);
+  problem.boxed = asked.boxed || serves_any_rows(asked, forward);
   Plan plan;
-  plan.copies = problem.boxed && !asked.boxed;
   plan.loop = plan_loop(asked, forward);
   plan.e_step = plan_e_step(problem, forward, {false, false, false});
   plan.iteration = plan_e_step(problem, forward, {true, false, false});
+  plan.any_rows = problem.boxed && !asked.boxed && plan.iteration.hopper && problem.positions_fastest;
+  plan.copies = problem.boxed && !asked.boxed && !plan.any_rows;
   plan.gradient = plan_e_step(problem, backward, {true, true, false});
   plan.first_gradient = plan_e_step(problem, backward, {false, true, false});
   plan.last_gradient = plan_e_step(problem, backward, {true, true, true});
   plan.value_gradient = plan_e_step(problem, backward, {true, false, true});
   plan.m_step = plan_m_step(problem, problem.channels, forward);
   plan.value_m_step = plan_m_step(problem, problem.value_channels, forward);
-  plan.reconstruct_gradient = plan_reconstruct_gradient(problem, backward);
+  plan.reconstruct_gradient = plan_reconstruct_gradient<hopper::ReconstructGradientLayout>(problem, backward);
+  if (plan.any_rows) plan.rows_gradient = plan_reconstruct_gradient<hopper::RowsGradientLayout>(problem, backward);
   plan.reconstruction = plan_products(problem, 1, problem.value_channels, forward);
   plan.grad_x = plan_products(problem, 2 * problem.grad_iters, problem.channels, backward);
   plan.value_grad_x = plan_products(problem, 1, problem.channels, backward);

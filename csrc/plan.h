@@ -93,11 +93,13 @@ struct Plan {
   MStepPlan m_step;           // of features of C channels
   MStepPlan value_m_step;     // of features of Cv channels
   MStepPlan reconstruct_gradient;  // hopper: responsibilities, value_m_step and products for the gradients with values
+  MStepPlan rows_gradient;  // hopper: in place of reconstruct_gradient, of rows that start anywhere
   ProductsPlan reconstruction;  // one product of Cv channels
   ProductsPlan grad_x;          // two products for every iteration
   ProductsPlan value_grad_x;    // of a reconstruction alone: one product
   UnitTailPlan unit_tail;
   bool copies = false;        // features that cannot be boxed are copied to aligned rows first, for csrc/hopper
+  bool any_rows = false;      // they are not: e_step and rows_gradient of csrc/hopper read them as they are
   bool end_iteration = false;  // by csrc/hopper in one launch, behind a folded convolution
   bool overlap = false;       // kernels start before those in front of them have ended
 };

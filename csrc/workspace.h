@@ -46,10 +46,10 @@ inline Features aligned_rows(const Problem& problem, int channels, void* memory)
   return aligned;
 }
 
-// Memory for them, or null where the plan wants no copy.
-inline void* take_aligned(const Problem& problem, const Plan& plan, Arena& arena) {
+// Memory for them, or null if they are not wanted.
+inline void* take_aligned(const Problem& problem, bool wanted, Arena& arena) {
   const Features rows = aligned_rows(problem, problem.channels, nullptr);
-  return plan.copies ? arena.take(2 * problem.batch * rows.batch_stride) : nullptr;
+  return wanted ? arena.take(2 * problem.batch * rows.batch_stride) : nullptr;
 }
 
 // Words of 4 bytes of the slots of an image in which partial sums of `channels` are left; an E-step that is not fused

@@ -3,7 +3,7 @@
 //
 // Responsibilities are handed over when the product of the next ones is done, so that their M-step runs beside the next
 // softmax. A stage is filled again once both M-steps have finished with it, and they begin after the E-step.
-#include "e_step_block.h"
+#include "e_step_loader.h"
 #include "store_sums.h"
 
 namespace ema::hopper {
@@ -66,27 +66,19 @@ EMA_DEVICE void respond(const EStepBlock<V>& block, const TensorMap& z_map) {
 
 template <class V>
 EMA_DEVICE void add_up(const EStepBlock<V>& block, const TensorMap& x_map) {
-  constexpr int COLUMNS = V::CHANNELS / V::M_GROUPS, BOXES = COLUMNS / 64;
+  constexpr int COLUMNS = V::CHANNELS / V::M_GROUPS;
   const EStep& io = block.args.io;
   const int group = threadIdx.x / GROUP - 1, stages = block.args.stages;
-  auto load = [&](int i, int slot) {
-    if (group_thread() != 0 || i >= block.count) return;
-    arrive_expecting(block.x_full + slot, BOXES * block.stage(slot).BOX_BYTES);
-    const int first = opaque(group) * BOXES;  // addresses made before the loop would break the products' pipeline
-    for (int box = first; box < first + BOXES; ++box)
-      block.stage(slot).copy(box, x_map, block.x_full + slot, block.position(i), block.head, block.batch);
-  };
-  for (int i = 0; i < stages - 1; ++i) load(i, i);
-  __syncwarp();
+  const EStepLoader<V> loader(block, x_map, group);
+  loader.start();
   Turn turn;
-  int previous = stages - 1;
   if (io.sums == nullptr) {
-    // only who loads: another one could fall behind by a whole turn of the stages and wait for ever
-    for (int i = 0; i < block.count && group_thread() == 0; ++i, turn.advance(stages)) {
+    // by boxes only who loads: another one could fall behind by a whole turn of the stages and wait for ever
+    for (int i = 0; i < block.count && (V::ANY_ROWS || group_thread() == 0); ++i, turn.advance(stages)) {
       wait(block.z_full + turn.slot, turn.parity);
-      load(i + stages - 1, previous);
-      previous = turn.slot;
+      loader.go_on(i, turn.slot);
     }
+    loader.finish();
     return;
   }
   float sums[COLUMNS / 2] = {};
@@ -94,17 +86,19 @@ EMA_DEVICE void add_up(const EStepBlock<V>& block, const TensorMap& x_map) {
     wait(block.x_full + turn.slot, turn.parity);
     wait(block.z_full + turn.slot, turn.parity);
     begin_products();
-    block.stage(turn.slot).template add_sums<COLUMNS>(sums, block.z + turn.slot * block.Z_BYTES, group * BOXES);
+    block.stage(turn.slot).template add_sums<COLUMNS>(sums, block.z + turn.slot * block.Z_BYTES, group * (COLUMNS / 64));
     commit_products();
-    wait_for_products<1>();
-    meet(2 + group, GROUP);
-    load(i + stages - 1, previous);
+    if constexpr (!V::ANY_ROWS) {
+      wait_for_products<1>();
+      meet(2 + group, GROUP);
+    }
+    loader.go_on(i, turn.slot);
     __syncwarp();
-    previous = turn.slot;
   }
   wait_for_products<0>();
   settle(sums);
   store_sums<typename V::Math, COLUMNS>(sums, io.sums, blockIdx.x, group * COLUMNS, padded_channels(io.x.channels));
+  loader.finish();
 }
 #endif
 
@@ -115,19 +109,18 @@ __global__ void __launch_bounds__(V::THREADS, 1)
 #if EMA_HOPPER
   EMA_SHARED(shared);
   if (threadIdx.x == 0) {
-    prefetch_map(x_map);
+    if (!V::ANY_ROWS || args.io.copy.data != nullptr) prefetch_map(x_map);
     if (args.io.responsibilities != nullptr) prefetch_map(z_map);
   }
   wait_for_predecessors();
-  const EStepBlock<V> block(args, shared);
-  block.prepare();
+  EStepBlock<V>(args, shared).prepare();
   // bases or sums of 512 channels are 128 registers a thread
   if (threadIdx.x < GROUP) {
     if constexpr (V::CHANNELS == 512) take_registers<184>();
-    respond(block, z_map);
+    respond(EStepBlock<V>(args, shared), z_map);
   } else {
     if constexpr (V::CHANNELS == 512) give_registers<160>();
-    add_up(block, x_map);
+    add_up(EStepBlock<V>(args, shared), x_map);
   }
 #endif
 }
@@ -137,14 +130,22 @@ __global__ void __launch_bounds__(V::THREADS, 1)
 cudaError_t e_step(const Problem& problem, const EStepPlan& plan, const EStep& io, cudaStream_t stream) {
   const EStepArgs args{io, plan.splits, plan.feature_slots, problem.heads, problem.positions, problem.num_bases};
   const dim3 grid(problem.images() * plan.splits);
-  return with_kind(problem, problem.channels, [&](auto kind) {
-    using V = EStepVariant<decltype(kind)>;
-    TensorMap x_map{}, z_map{};
-    cudaError_t error = make_tile_map(&x_map, problem, io.x);
-    if (error == cudaSuccess && io.responsibilities != nullptr)
-      error = make_tensor_map(&z_map, as_matrices(problem, io.responsibilities, problem.positions, 64), TILE_POSITIONS);
-    if (error != cudaSuccess) return error;
+  const bool any_rows = problem.positions_fastest && !can_be_boxed(io.x, true);
+  const Features& boxed = any_rows ? io.copy : io.x;
+  TensorMap x_map{}, z_map{};
+  cudaError_t error = boxed.data == nullptr ? cudaSuccess : make_tile_map(&x_map, problem, boxed);
+  if (error == cudaSuccess && io.responsibilities != nullptr)
+    error = make_tensor_map(&z_map, as_matrices(problem, io.responsibilities, problem.positions, 64), TILE_POSITIONS);
+  if (error != cudaSuccess) return error;
+  auto run = [&](auto variant) {
+    using V = decltype(variant);
     return launch(e_step_kernel<V>, grid, dim3(V::THREADS), plan.shared_memory, stream, x_map, z_map, args);
+  };
+  return with_kind(problem, problem.channels, [&](auto kind) {
+    using Kind = decltype(kind);
+    if constexpr (Kind::POSITIONS_FASTEST)
+      if (any_rows) return run(EStepVariant<Kind, true>{});
+    return run(EStepVariant<Kind, false>{});
   });
 }
 

@@ -11,9 +11,10 @@ struct EStepArgs {
   int splits, stages, heads, positions, num_bases;
 };
 
-// What a kernel is compiled for.
-template <class Kind>
+// What a kernel is compiled for. ANY_ROWS: rows of features, with positions fastest, start anywhere.
+template <class Kind, bool ANY_ROWS_>
 struct EStepVariant : Kind {
+  static constexpr bool ANY_ROWS = ANY_ROWS_;
   static constexpr int M_GROUPS = Kind::CHANNELS == 64 ? 1 : 2;  // warpgroups of the M-step
   static constexpr int THREADS = (1 + M_GROUPS) * 128;
 };
@@ -31,8 +32,10 @@ struct EStepBlock {
   Barrier *x_full, *z_full;
 
   EMA_DEVICE EStepBlock(const EStepArgs& args, unsigned char* shared) : args(args) {
-    image = blockIdx.x / args.splits, head = image % args.heads, batch = image / args.heads;
-    const TileRange tiles(args.positions, args.splits, blockIdx.x % args.splits, TILE_POSITIONS);
+    // every role asks anew, or what both have in common would be spilled
+    const int block = opaque(blockIdx.x);
+    image = block / args.splits, head = image % args.heads, batch = image / args.heads;
+    const TileRange tiles(args.positions, args.splits, block % args.splits, TILE_POSITIONS);
     first = tiles.begin, count = tiles.count();
     features = shared;
     z = features + args.stages * FEATURE_BYTES;

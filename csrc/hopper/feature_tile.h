@@ -56,6 +56,11 @@ struct FeatureTile {
     copy_box(memory + box * BOX_BYTES, map, full, POSITIONS_FASTEST ? position : channel,
              POSITIONS_FASTEST ? channel : position, head, batch);
   }
+  EMA_DEVICE void store(int box, const TensorMap& map, int position, int head, int batch) const {
+    const int channel = 64 * box;
+    store_box(map, memory + box * BOX_BYTES, POSITIONS_FASTEST ? position : channel,
+              POSITIONS_FASTEST ? channel : position, head, batch);
+  }
 
   // d = rows features^T, [64 bases, 32 positions]; rows in boxes [64 bases][64 channels].
   EMA_DEVICE void multiply_rows(float (&d)[TILE_POSITIONS / 2], const unsigned char* rows) const {

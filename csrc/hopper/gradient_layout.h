@@ -37,4 +37,16 @@ struct ReconstructGradientLayout {
   }
 };
 
+// Of rows_gradient: barriers, value rows, stages of the gradient of y and of responsibilities.
+struct RowsGradientLayout {
+  static constexpr int MAX_STAGES = 8, BARRIER_BYTES = 1024;
+
+  EMA_HOST_DEVICE static constexpr int stage_bytes(int channels) {
+    return GradientLayout::stage_bytes(channels) + GradientLayout::TILE_BYTES;
+  }
+  EMA_HOST_DEVICE static constexpr int bytes(int channels, int stages) {
+    return BARRIER_BYTES + GradientLayout::rows_bytes(channels) + stages * stage_bytes(channels);
+  }
+};
+
 }  // namespace ema::hopper

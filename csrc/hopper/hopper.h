@@ -25,9 +25,10 @@ EMA_HOST_DEVICE constexpr int compiled_channels(int channels) {
 }
 constexpr int TILE_POSITIONS = 32;  // of a tile of features
 // Shared memory of a stage, features and responsibilities, and what there is besides. The M-step of a stage ends after
-// that of the next began, and that waits for the E-step of one more: 3 stages are the least.
+// that of the next began, and that waits for the E-step of one more, whose features may be made with the first ones of
+// one more: 4 stages are the least.
 EMA_HOST_DEVICE constexpr int stage_bytes(int channels) { return TILE_POSITIONS * (2 * channels + 128); }
-constexpr int E_STEP_MIN_STAGES = 3, E_STEP_MAX_STAGES = 8;
+constexpr int E_STEP_MIN_STAGES = 4, E_STEP_MAX_STAGES = 8;
 constexpr int E_STEP_BYTES = TILE_POSITIONS * 128               // responsibilities that are being stored
                              + TILE_POSITIONS * 8 * 4 + 64 * 4  // statistics of a softmax, the bias
                              + E_STEP_MAX_STAGES * 2 * 8;       // barriers
@@ -45,6 +46,16 @@ struct ReconstructGradient {
   float* sums = nullptr;              // grad_y^T responsibilities, [G, splits, Kp, Cp of grad_y]
 };
 cudaError_t reconstruct_gradient(const Problem&, const MStepPlan& plan, const ReconstructGradient&, cudaStream_t stream);
+
+// The same from stored responsibilities, with positions fastest and rows of grad_y that start anywhere.
+struct RowsGradient {
+  Features grad_y;
+  const void* value_rows = nullptr;        // [G, Kp, Cp]
+  const void* responsibilities = nullptr;  // [G, N, Kp]
+  float* products = nullptr;               // as above
+  float* sums = nullptr;
+};
+cudaError_t rows_gradient(const Problem&, const MStepPlan& plan, const RowsGradient&, cudaStream_t stream);
 
 cudaError_t m_step(const Problem&, const MStepPlan& plan, const Features& features, const void* left, float* sums,
                    cudaStream_t stream);

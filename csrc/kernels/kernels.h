@@ -38,6 +38,7 @@ cudaError_t weight_maxima(const Problem&, const Weight& weight, float* maxima, c
 // E-step, and the partial masses; with `sums` also the M-step of the same tile while it is on chip (plan.fused).
 struct EStep {
   Features x;
+  Features copy;                           // of x with aligned rows, made on the way if x cannot be boxed and `data` is set
   Weight weight;
   const float* weight_maxima = nullptr;    // or null: weights are not divided
   const void* logit_rows = nullptr;        // [G, Kp, Cp], times the temperature already

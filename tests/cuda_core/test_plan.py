@@ -329,6 +329,24 @@ def test_e_steps_on_hopper_keep_the_limits(core, channels, positions_fastest):
     assert batch.iteration.splits == 8
 
 
+def test_copies_of_any_rows(core):
+    """With positions fastest there are none forward and one backward; in the other order one and two."""
+
+    def workspace(**fields):
+        problem = paper(core, batch=16, **fields)
+        plan = core.plan(problem, core.Device(132, 227 * KIB, True))
+        return plan, core.em_forward_bytes(problem, plan), core.em_backward_bytes(problem, plan)
+
+    _, forward, backward = workspace(boxed=True)
+    copy = 16 * 512 * (65 * 65 + 15) * 2
+    plan, *with_columns = workspace(boxed=False, may_copy=True, positions_fastest=True)
+    assert (plan.copies, plan.any_rows) == (False, True)
+    assert with_columns == [forward, backward + copy]
+    for fields in ({"positions_fastest": False, "channels": 511}, {"positions_fastest": True, "channels": 513}):
+        plan, *_ = workspace(boxed=False, may_copy=True, **fields)
+        assert (plan.copies, plan.any_rows) == (True, False)
+
+
 GRADIENTS = ("gradient", "first_gradient", "last_gradient", "value_gradient")
 
 

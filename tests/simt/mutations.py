@@ -22,7 +22,8 @@ TILE, MATH, ROW_BLOCK, PIPELINE = "device/tile.h", "device/math.h", "device/row_
 HOPPER_PRODUCTS, HOPPER_M_STEP, RING = "hopper/rank_k_products.cu", "hopper/m_step.cu", "hopper/ring.h"
 HOPPER_E_STEP, HOPPER_TAIL = "hopper/e_step.cu", "hopper/unit_tail.cu"
 FEATURE_TILE, GROUP_TILE = "hopper/feature_tile.h", "hopper/group_tile.h"
-ALIGN, ODD_ROWS = "kernels/align_rows.cu", ("Hopper, odd rows of images", "Hopper, odd rows of heads")
+ALIGN, UNALIGNED_ROWS = "kernels/align_rows.cu", ("Hopper, unaligned rows", "Hopper, rows of half units")
+ODD_ROWS = ("Hopper, odd rows of images", "Hopper, odd rows of heads")
 SLOTS, STORE_SUMS = "kernels/add_slots.h", "hopper/store_sums.h"
 LOOP_E_STEP, LOOP_M_STEP, LOOP_SUMS = "hopper/loop_e_step.h", "hopper/loop_m_step.h", "hopper/loop_sums.h"
 LONG_LOOP, SHARED_IMAGES = ("loop fp16, more tiles than stages",), ("loop, clusters of one image",)
@@ -55,7 +56,7 @@ QUICK = [
     Mutation(
         "ring: filled before it is handed back",
         RING,
-        "wait(&empty_[slot], parity_ ^ 1);\n    arrive_expecting",
+        "wait_until_empty();\n    arrive_expecting",
         "arrive_expecting",
         ("Hopper",),
     ),
@@ -143,8 +144,8 @@ OTHERS = [
     Mutation(
         "Hopper's E-step: a stage is filled while it is multiplied",
         HOPPER_E_STEP,
-        "load(i + stages - 1, previous);\n    __syncwarp();",
-        "load(i + stages - 1, turn.slot);\n    __syncwarp();",
+        "loader.go_on(i, turn.slot);\n    __syncwarp();",
+        "loader.go_on(i, turn.slot + 1 == stages ? 0 : turn.slot + 1);\n    __syncwarp();",
         ("Hopper",),
     ),
     Mutation(
@@ -210,8 +211,10 @@ OTHERS = [
         "begin >= 0 && begin < end",
         ODD_ROWS,
     ),
-    Mutation("copy: one row for all", ALIGN, "in.data + r * in.stride", "in.data + row * in.stride", ODD_ROWS),
-    Mutation("copy: does not wait for the kernels before it", ALIGN, "  wait_for_predecessors();\n", "", ODD_ROWS),
+    Mutation("copy: one row for all", ALIGN, "in.data + r * in.stride", "in.data + row * in.stride", UNALIGNED_ROWS),
+    Mutation(
+        "copy: does not wait for the kernels before it", ALIGN, "  wait_for_predecessors();\n", "", UNALIGNED_ROWS
+    ),
     Mutation(
         "Hopper's M-step: channels of a group",
         HOPPER_M_STEP,

@@ -6,6 +6,7 @@ import shutil
 
 import emulation
 import pytest
+from any_rows_mutations import ROWS
 from fence_mutations import FENCES, TURNS
 from mutations import OTHERS, QUICK
 from unit_mutations import UNIT
@@ -35,6 +36,6 @@ def test_faults_are_noticed(mutation, tmp_path):
 
 
 @pytest.mark.mutations
-@pytest.mark.parametrize("mutation", [*OTHERS, *UNIT, *FENCES, *TURNS], **named)
+@pytest.mark.parametrize("mutation", [*OTHERS, *UNIT, *FENCES, *TURNS, *ROWS], **named)
 def test_more_faults_are_noticed(mutation, tmp_path):
     assert_noticed(mutation, tmp_path)
