@@ -92,7 +92,11 @@ def _generate(args: argparse.Namespace) -> int:
     if args.root.exists() and (not args.root.is_dir() or any(args.root.iterdir())):
         raise ValueError(f"{args.root} is there already: expected a new or empty folder")
     with tqdm(total=args.train + args.val, desc="generate", unit="picture", disable=not sys.stderr.isatty()) as bar:
-        build(args.root, train=args.train, val=args.val, seed=args.seed, progress=bar.update)
+        try:
+            build(args.root, train=args.train, val=args.val, seed=args.seed, progress=bar.update)
+        # a full disk names no file
+        except OSError as error:
+            raise OSError(f"{args.root} cannot be written to: {error}") from error
     print(f"{args.root}: {args.train} pictures to train on, {args.val} to validate (kind: generated)")
     return 0
 

@@ -86,6 +86,7 @@ class DataConfig(_Section):
 
     `crop` is [height, width] or one number, `scales` the smallest and the largest random scale; `scale_step` takes only
     those that are so far apart, None all between. `max_class_share` and `distort_colours` are those of `Augmentation`.
+    Not more of the `workers` are started than there are cores.
     """
 
     kind: str

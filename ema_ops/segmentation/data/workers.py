@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -38,13 +39,14 @@ def in_order(
 ) -> Iterator[Value]:
     """`task(key)` for each of `keys`, which may be endless, in their order; done ahead by `workers` processes, if any.
 
-    With `pinned` the tensors lie in pinned memory where there is a GPU. Raises what `task` raises.
+    There are no more of them than cores. With `pinned` the tensors lie in pinned memory where there is a GPU. Raises
+    what `task` raises.
     """
     loader = DataLoader(
         _Tasks(task),
         sampler=keys,
         batch_size=None,
-        num_workers=workers,
+        num_workers=min(workers, _cores()),
         collate_fn=_as_it_is,
         pin_memory=pinned and torch.cuda.is_available(),
         # one of its own: the loader draws a seed for its workers, which must not move the global random state
@@ -54,6 +56,11 @@ def in_order(
         if isinstance(result, _Failure):
             raise result.error
         yield result
+
+
+def _cores() -> int:
+    """Cores that this process may use, where the system tells it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_it_is(value: Value) -> Value:

@@ -40,13 +40,17 @@ def text_table(scores: Scores, classes: Sequence[str]) -> str:
 def write_report(out: Path, scores: Scores, classes: Sequence[str], settings: Mapping[str, Any]) -> list[Path]:
     """Write scores.json (with `settings`), table.txt and confusion.png to the folder `out`; returns their paths.
 
-    Raises OSError when one cannot be written.
+    Raises OSError naming the folder when one cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
     numbers, table, picture = (out / name for name in ("scores.json", "table.txt", "confusion.png"))
-    numbers.write_text(json.dumps(_content(scores, classes, settings), indent=1) + "\n", encoding="utf-8")
-    table.write_text(text_table(scores, classes) + "\n", encoding="utf-8")
-    confusion_figure(scores, classes).savefig(picture, dpi=120)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        numbers.write_text(json.dumps(_content(scores, classes, settings), indent=1) + "\n", encoding="utf-8")
+        table.write_text(text_table(scores, classes) + "\n", encoding="utf-8")
+        confusion_figure(scores, classes).savefig(picture, dpi=120)
+    # a full disk names no file
+    except OSError as error:
+        raise OSError(f"{out} cannot be written to: {error}") from error
     return [numbers, table, picture]
 
 

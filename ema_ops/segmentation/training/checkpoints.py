@@ -43,8 +43,11 @@ def check_out(out: Path, *, resume: bool) -> None:
 
     Raises:
         ValueError: a new run, and there is a checkpoint.
+        NotADirectoryError: `out` is a file.
         FileNotFoundError: nothing to resume.
     """
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"out is {out}, a file: expected a folder")
     if resume and not (out / LATEST).is_file():
         raise FileNotFoundError(
             f"{out / LATEST} is missing: --resume expects the checkpoint of a run that was interrupted"

@@ -1,5 +1,6 @@
 """`ema-ops data`: what it prints and how it ends."""
 
+import errno
 import json
 
 import numpy as np
@@ -123,3 +124,16 @@ def test_generate(tmp_path, capsys):
     assert f"{root} is there already: expected a new or empty folder" in error
     assert "val is 0: expected 1 or more" in error
     assert not (tmp_path / "other").exists()
+
+
+def test_full_disk_names_the_folder(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("skimage")
+    pytest.importorskip("sklearn")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ema_ops.segmentation.data.generated.build", full)
+    assert main(["data", "generate", str(tmp_path / "new")]) == 2
+    expected = f"ema-ops data: {tmp_path}/new cannot be written to: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err.endswith(expected)

@@ -1,6 +1,7 @@
 """Batches and samples: the same for every number of workers, of processes, and for every place to start."""
 
 import hashlib
+import os
 import pickle
 from itertools import islice
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from ema_ops.segmentation.data import evaluation_samples, normalize, open_dataset, training_batches
+from ema_ops.segmentation.data.workers import in_order
 
 
 @pytest.fixture
@@ -210,3 +212,14 @@ def test_only_what_goes_to_the_device_as_it_is_lies_in_pinned_memory(data, monke
     # these are put together to batches, in pinned memory
     list(evaluation_samples(data))
     assert pinned == [True, False]
+
+
+def test_no_more_workers_than_cores(recwarn):
+    cores = len(os.sched_getaffinity(0))
+    assert len(set(in_order(_pid, range(3 * cores + 9), workers=cores + 3)) - {os.getpid()}) == cores
+    # PyTorch warns of more than that
+    assert [str(warning.message) for warning in recwarn if "worker processes" in str(warning.message)] == []
+
+
+def _pid(_):
+    return os.getpid()

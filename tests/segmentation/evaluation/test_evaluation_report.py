@@ -1,7 +1,9 @@
 """The table, the JSON file and the picture of a confusion matrix."""
 
+import errno
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +30,15 @@ mIoU 0.6833, pixel accuracy 0.8125"""
 
 def test_table():
     assert text_table(SCORES, CLASSES) == TABLE
+
+
+def test_full_disk(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"test_full_disk.* cannot be written to: \[Errno 28\] No space left on device"):
+        write_report(tmp_path, SCORES, CLASSES, {})
 
 
 def test_files(tmp_path):

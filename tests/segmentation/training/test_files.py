@@ -26,6 +26,13 @@ def test_content_is_replaced_at_once(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_no_folder(config):
+    run = config()
+    run.out.touch()
+    with pytest.raises(NotADirectoryError, match=r"out is .*run, a file: expected a folder"):
+        train(run)
+
+
 def write_and_fail(path, error):
     with replacing(path) as part:
         part.write_text("half")
