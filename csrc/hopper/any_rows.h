@@ -36,8 +36,9 @@ class AnyRows {
       auto* target = reinterpret_cast<uint4*>(at(tile, i, unit()));
       const uint4 low = *target;
       const uint4 high = *reinterpret_cast<const uint4*>(last ? at(next, i, 0) : at(tile, i, unit() + 1));
+      const uint4 shifted = unit_between(low, high, first);
       __syncwarp();
-      *target = unit_between(low, high, first);
+      *target = shifted;
     }
   }
 

@@ -3,7 +3,7 @@
 from mutations import Mutation
 
 ANY_ROWS, LOADER, VALUES = "hopper/any_rows.h", "hopper/e_step_loader.h", "hopper/rows_gradient.cu"
-FEW, MANY = ("Hopper, odd rows of images",), ("Hopper, many odd rows",)
+FEW, MANY, SPLIT = ("Hopper, odd rows of images",), ("Hopper, many odd rows",), ("Hopper, odd rows of heads",)
 
 ROWS = [
     Mutation("rows: not shifted", ANY_ROWS, "first = 2 * offset();", "first = 0;", FEW),
@@ -33,14 +33,14 @@ ROWS = [
         ANY_ROWS,
         "offset(), 0), 8);",
         "offset() > 0 ? 8 : 0, 0), 8);",
-        ("Hopper, odd rows of heads",),
+        SPLIT,
     ),
     Mutation(
         "rows: nothing is read behind the last tile",
         LOADER,
         "if (i <= block_.count)",
         "if (i < block_.count)",
-        MANY,
+        SPLIT,
     ),
     Mutation("rows: shifted before they have come", LOADER, "copy_async_wait(block_.args.stages - 4);", "", FEW),
     Mutation("rows: shifted before the next tile has come", LOADER, "stages - 4", "stages - 2", MANY),

@@ -93,7 +93,7 @@ CASES = {
         (2, 1, 129, 72), 20, bf16, order="BCN", weighted=True, hopper=True, options={"num_iters": 2}
     ),
     "Hopper, odd rows of heads": Case(
-        (1, 2, 143, 136), 33, fp16, order="BCN", offset=5, hopper=True, options={"num_iters": 2}
+        (1, 2, 143, 136), 33, fp16, order="BCN", offset=5, multiprocessors=6, hopper=True, options={"num_iters": 2}
     ),
     "Hopper, many odd rows": Case(
         (1, 1, 275, 261), 33, bf16, order="BCN", offset=3, weighted=True, multiprocessors=1, hopper=True,
