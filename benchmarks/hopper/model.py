@@ -19,6 +19,8 @@ CACHE_BYTES = 40e6  # of the features that the L2 still has in the next pass, as
 GAP = 1.0e-6 * CLOCK  # from one kernel to the next, assumed
 FILL = 1500.0  # of the pipeline when a kernel starts, assumed
 TAIL = 1000.0  # the last tile, alone, assumed
+SECTORS = 1.25  # bytes of L2 for a byte of rows that start anywhere: 64 of them lie in two or three sectors of 32
+SHIFT_RATE = 50.0  # bytes of such rows that warps shift in a clock, beside their products, assumed
 UNIT_TILE, UNIT_OUTPUTS = 128, 256  # positions and channels of a tile of the end of the unit
 PRODUCTS_OUTPUTS = 128  # channels of a block of the reconstruction or the gradient of the features
 
@@ -51,14 +53,21 @@ def splits(shape: Shape) -> int:
     return max(1, min(-(-shape.positions // ROW), MULTIPROCESSORS // min(shape.batch, MULTIPROCESSORS)))
 
 
-def launch(shape: Shape, products: int, from_memory: float, from_cache: float, blocks: int) -> float:
-    """Clocks of a kernel of `blocks` blocks at a time that does `products` products of [N, C, K] and moves bytes."""
+def launch(
+    shape: Shape, products: int, from_memory: float, from_cache: float, blocks: int, shifted: float = 0.0
+) -> float:
+    """Clocks of a kernel of `blocks` blocks at a time that does `products` products of [N, C, K] and moves bytes.
+
+    `shifted` bytes of them are of rows that start anywhere, the first tile before there is a product.
+    """
     active = min(blocks, MULTIPROCESSORS)
     units = shape.batch * -(-shape.positions // ROW) / active
     arithmetic = units * products * 2 * ROW * shape.channels * BASES / PRODUCT_RATE + TAIL
+    shifts = shifted / active / SHIFT_RATE
+    first_shift = ROW / 2 * 2 * shape.channels / SHIFT_RATE if shifted else 0.0
     memory = from_memory / min(MEMORY_RATE, PORT_RATE * active)
-    cache = (from_memory + from_cache) / min(CACHE_RATE, PORT_RATE * active)
-    return GAP + FILL + max(arithmetic, memory, cache)
+    cache = (from_memory + from_cache + (SECTORS - 1) * shifted) / min(CACHE_RATE, PORT_RATE * active)
+    return GAP + FILL + first_shift + max(arithmetic, shifts, memory, cache)
 
 
 def addition(shape: Shape) -> float:
@@ -81,22 +90,16 @@ def products(shape: Shape, count: int, blocks: int) -> float:
     return launch(shape, count, shape.feature_bytes, groups * count * shape.responsibility_bytes, blocks)
 
 
-def copy(shape: Shape) -> float:
-    """Clocks of a copy of the features to aligned rows."""
-    return GAP + FILL + 2 * shape.feature_bytes / min(MEMORY_RATE, PORT_RATE * MULTIPROCESSORS)
-
-
 def forward(shape: Shape, *, aligned: bool = True) -> dict[str, float]:
     """Microseconds of the parts of a forward pass; not `aligned`: no boxes of the features can be copied."""
     blocks = shape.batch * splits(shape)
     x = shape.feature_bytes
     missed, cached = again(shape)
-    first = (x, 0.0) if aligned else (missed, cached)  # a copy was made just before
+    shifted = 0.0 if aligned else x
     return _microseconds(
         {
-            **({} if aligned else {"copy": copy(shape)}),
-            "first iteration": launch(shape, 2, *first, blocks),
-            "other iterations": (shape.num_iters - 1) * launch(shape, 2, missed, cached, blocks),
+            "first iteration": launch(shape, 2, x, 0, blocks, shifted),
+            "other iterations": (shape.num_iters - 1) * launch(shape, 2, missed, cached, blocks, shifted),
             "normalisations": shape.num_iters * addition(shape),
             "reconstruction": products(shape, 1, blocks),
         }
@@ -108,12 +111,13 @@ def backward(shape: Shape, *, aligned: bool = True) -> dict[str, float]:
     blocks = shape.batch * splits(shape)
     x, z = shape.feature_bytes, shape.responsibility_bytes
     missed, cached = again(shape)
-    copied = 0.0 if aligned else min(2 * x, CACHE_BYTES)  # just before
+    # x and the gradient of y are read, products with the value rows are written in float32
+    last = launch(shape, 3, 2 * x, 2 * z, blocks)
+    if not aligned:  # x is copied, responsibilities are written and read
+        last = launch(shape, 1, 2 * x, z, blocks, x) + launch(shape, 2, x, 3 * z, blocks, x)
     return _microseconds(
         {
-            **({} if aligned else {"copies": 2 * copy(shape)}),
-            # x and the gradient of y are read, products with the value rows are written in float32
-            "last responsibilities": launch(shape, 3, 2 * x - copied, copied + 2 * z, blocks),
+            "last responsibilities": last,
             "last iteration": launch(shape, 3, missed, cached + 4 * z, blocks),
             "other iterations": (shape.num_iters - 1) * launch(shape, 3, missed, cached + 2 * z, blocks),
             "normalisations": (shape.num_iters + 1) * addition(shape),
@@ -162,7 +166,7 @@ def unit(shape: Shape, *, aligned: bool = True, together: bool = True, pairs: bo
     loop = forward(shape, aligned=aligned)
     end = min(end_of_unit(shape, cluster) for cluster in ((1, 2) if pairs else (1,)))
     return {
-        "iterations": loop.get("copy", 0.0) + loop["first iteration"] + loop["other iterations"],
+        "iterations": loop["first iteration"] + loop["other iterations"],
         "between them": between_iterations(shape, together) * shape.num_iters / CLOCK * 1e6,
         "end": end / CLOCK * 1e6,
     }
