@@ -139,7 +139,8 @@ void bind_plan(py::module_& m) {
       .def_readwrite("splits", &ProductsPlan::splits)
       .def_readwrite("slots", &ProductsPlan::slots)
       .def_readwrite("resident", &ProductsPlan::resident)
-      .def_readwrite("shared_memory", &ProductsPlan::shared_memory);
+      .def_readwrite("shared_memory", &ProductsPlan::shared_memory)
+      .def_readwrite("cluster", &ProductsPlan::cluster);
   py::class_<UnitTailPlan>(m, "UnitTailPlan")
       .def_readwrite("slots", &UnitTailPlan::slots)
       .def_readwrite("shared_memory", &UnitTailPlan::shared_memory)

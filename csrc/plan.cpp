@@ -227,6 +227,21 @@ MStepPlan plan_m_step(const Problem& problem, int channels, const Device& device
   return plan;
 }
 
+// Splits for blocks alone, or for pairs of them that share what they load. Alone, more than FED_BY_L2 of the
+// multiprocessors wait for L2. Pairs read less from it and wait for their own products: few blocks, or pairs that would
+// have too much to do one behind the other, stay alone.
+template <class Plan>
+void split_by_clusters(Plan& plan, const SplitCost& alone, SplitCost pairs) {
+  plan.splits = alone.best();
+  if (alone.multiprocessors < 2) return;
+  pairs.blocks = alone.multiprocessors / 2;
+  const int64_t active = std::min<int64_t>(alone.works * plan.splits, alone.multiprocessors);
+  const double wait = std::max(1.0, static_cast<double>(active) / (FED_BY_L2 * alone.multiprocessors));
+  if (pairs.of(pairs.best()) >= wait * alone.of(plan.splits)) return;
+  plan.splits = pairs.best();
+  plan.cluster = 2;
+}
+
 ProductsPlan plan_products(const Problem& problem, int products, int channels, const Device& device) {
   ProductsPlan plan;
   plan.hopper = for_hopper(problem, device);
@@ -245,13 +260,17 @@ ProductsPlan plan_products(const Problem& problem, int products, int channels, c
   cost.block_bytes = plan.resident ? int64_t{products} * hopper::PRODUCTS_OPERAND_BYTES : 0;
   cost.slot_bytes = 0;
   cost.blocks = cost.multiprocessors = device.multiprocessors;
-  plan.splits = cost.best();
+  SplitCost pairs = cost;
+  pairs.works = cost.works / 2;
+  if (ceil_div(channels, hopper::PRODUCTS_TILE) % 2 == 0)
+    split_by_clusters(plan, cost, pairs);
+  else
+    plan.splits = cost.best();
   return plan;
 }
 
-// The end of the unit by csrc/hopper. Alone, more than FED_BY_L2 of the multiprocessors wait for L2. Pairs of blocks
-// read half as much from it and wait for their own products; but their tiles are twice as long, so that the same
-// positions may take them more turns: few blocks, or images that end early in a tile, stay alone.
+// The end of the unit by csrc/hopper. Tiles of pairs are twice as long, so that the same positions may take them more
+// turns.
 void split_unit_tail(UnitTailPlan& plan, const Problem& problem, const Device& device) {
   SplitCost alone;
   alone.works = problem.images() * ceil_div(problem.channels, hopper::UNIT_TAIL_OUTPUTS);
@@ -259,16 +278,9 @@ void split_unit_tail(UnitTailPlan& plan, const Problem& problem, const Device& d
   alone.tile_bytes = ceil_div(problem.channels, 64) * hopper::UNIT_TAIL_SLOT_BYTES;
   alone.block_bytes = alone.slot_bytes = 0;
   alone.blocks = alone.multiprocessors = device.multiprocessors;
-  plan.splits = alone.best();
-  if (device.multiprocessors < 2) return;
   SplitCost pairs = alone;
   pairs.tiles = ceil_div(alone.tiles, 2);
-  pairs.blocks = device.multiprocessors / 2;
-  const int64_t active = std::min<int64_t>(alone.works * plan.splits, device.multiprocessors);
-  const double wait = std::max(1.0, static_cast<double>(active) / (FED_BY_L2 * device.multiprocessors));
-  if (pairs.of(pairs.best()) >= wait * alone.of(plan.splits)) return;
-  plan.splits = pairs.best();
-  plan.cluster = 2;
+  split_by_clusters(plan, alone, pairs);
 }
 
 // Two blocks on a multiprocessor hide each other's waits, so they come before depth; csrc/hopper fills it with one.

@@ -47,6 +47,7 @@ struct ProductsPlan {
   int slots = 1;          // left operands in shared memory, with the right ones unless those stay
   bool resident = false;  // all right operands stay in shared memory
   int shared_memory = 0;  // bytes
+  int cluster = 1;        // blocks, with neighbouring channels, that share their left operands
 };
 
 // Launch of unit_tail: one block for every tile and OUTPUT_BYTES of its channels. By csrc/hopper: a cluster for every

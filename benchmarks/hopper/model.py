@@ -54,11 +54,18 @@ def splits(shape: Shape) -> int:
 
 
 def launch(
-    shape: Shape, products: int, from_memory: float, from_cache: float, blocks: int, shifted: float = 0.0
+    shape: Shape,
+    products: int,
+    from_memory: float,
+    from_cache: float,
+    blocks: int,
+    shifted: float = 0.0,
+    shared: float = 0.0,
 ) -> float:
     """Clocks of a kernel of `blocks` blocks at a time that does `products` products of [N, C, K] and moves bytes.
 
-    `shifted` bytes of them are of rows that start anywhere, the first tile before there is a product.
+    `shifted` bytes of them are of rows that start anywhere, the first tile before there is a product. L2 does not send
+    `shared` bytes again to a block that another one shares them with.
     """
     active = min(blocks, MULTIPROCESSORS)
     units = shape.batch * -(-shape.positions // ROW) / active
@@ -66,8 +73,9 @@ def launch(
     shifts = shifted / active / SHIFT_RATE
     first_shift = ROW / 2 * 2 * shape.channels / SHIFT_RATE if shifted else 0.0
     memory = from_memory / min(MEMORY_RATE, PORT_RATE * active)
-    cache = (from_memory + from_cache + (SECTORS - 1) * shifted) / min(CACHE_RATE, PORT_RATE * active)
-    return GAP + FILL + first_shift + max(arithmetic, shifts, memory, cache)
+    received = from_memory + from_cache + (SECTORS - 1) * shifted
+    cache, port = (received - shared) / CACHE_RATE, received / (PORT_RATE * active)
+    return GAP + FILL + first_shift + max(arithmetic, shifts, memory, cache, port)
 
 
 def addition(shape: Shape) -> float:
@@ -84,10 +92,15 @@ def again(shape: Shape) -> tuple[float, float]:
     return shape.feature_bytes - cached, cached
 
 
-def products(shape: Shape, count: int, blocks: int) -> float:
-    """Clocks of a sum of `count` products with bases; every group of channels reads all responsibilities."""
+def products(shape: Shape, count: int, blocks: int, *, pairs: bool = True) -> float:
+    """Clocks of a sum of `count` products with bases.
+
+    Every group of channels reads all responsibilities, `pairs` of an even number of groups together.
+    """
     groups = -(-shape.channels // PRODUCTS_OUTPUTS)
-    return launch(shape, count, shape.feature_bytes, groups * count * shape.responsibility_bytes, blocks)
+    wanted = groups * count * shape.responsibility_bytes
+    shared = wanted / 2 if pairs and groups % 2 == 0 else 0.0
+    return launch(shape, count, shape.feature_bytes, wanted, blocks, shared=shared)
 
 
 def forward(shape: Shape, *, aligned: bool = True) -> dict[str, float]:

@@ -4,6 +4,9 @@
 // One thread loads, two warpgroups multiply: 64 positions by 128 channels each, or 64 channels by 128 positions if they
 // are fastest. Each stores what it made as boxes while the next products run; by its threads where rows of the result do
 // not start at multiples of 16 bytes. The right operands stay where all of them fit.
+//
+// Two blocks of a cluster, with neighbouring groups of channels, have the same left operands: each loads one half of
+// every one for both, and its own right operands.
 #include "hopper.h"
 #include "ring.h"
 #include "share.h"
@@ -23,6 +26,7 @@ struct Args {
 
 #if EMA_HOPPER
 constexpr int BOX_BYTES = 64 * CHUNK_BYTES, OPERAND_BYTES = PRODUCTS_OPERAND_BYTES;
+constexpr uint16_t BOTH_BLOCKS = 0b11;
 constexpr int RESULT_BYTES = PRODUCTS_TILE / 64 * BOX_BYTES;  // of a warpgroup and a tile
 constexpr int RESULTS = PRODUCTS_RESULT_BYTES / GROUPS / RESULT_BYTES;
 
@@ -100,15 +104,17 @@ __global__ void __launch_bounds__(THREADS, 1)
 #if EMA_HOPPER
   EMA_SHARED(shared);
   const Memory memory(shared, args);
+  const int blocks = args.plan.cluster;
   const Share work(args.channel_groups, PRODUCTS_TILE, args.plan.splits, args.heads, args.positions, PRODUCTS_TILE);
-  Ring ring(memory.barriers, args.plan.slots);
+  Ring ring(memory.barriers, args.plan.slots, blocks);
   if (threadIdx.x == 0) {
     prefetch_map(left);
     prefetch_map(right);
     if (args.boxed) prefetch_map(out);
     ring.init(MULTIPLIERS / 32);
   }
-  __syncthreads();
+  __syncwarp();
+  meet_cluster();
   wait_for_predecessors();
   auto right_of = [&](int product) {
     return memory.right + (args.plan.resident ? product : ring.slot) * OPERAND_BYTES;
@@ -116,15 +122,22 @@ __global__ void __launch_bounds__(THREADS, 1)
 
   if (warp() == MULTIPLIERS / 32) {
     if (lane() > 0) return;
+    const int line = cluster_rank() * (PRODUCTS_TILE / blocks);  // where its part of every left operand begins
     for (int tile = work.tiles.begin; tile < work.tiles.end; ++tile)
       for (int product = 0; product < args.products; ++product, ring.advance()) {
         const bool has_right = !args.plan.resident || tile == work.tiles.begin;
         const int batch = product * args.batch + work.batch;
         Barrier* full = ring.begin_fill((has_right ? 2 : 1) * OPERAND_BYTES);
-        copy_box(memory.left + ring.slot * OPERAND_BYTES, left, full, 0, tile * PRODUCTS_TILE, work.head, batch);
+        unsigned char* part = memory.left + ring.slot * OPERAND_BYTES + line * CHUNK_BYTES;
+        const int position = tile * PRODUCTS_TILE + line;
+        if (blocks > 1)
+          copy_box_to(BOTH_BLOCKS, part, left, full, 0, position, work.head, batch);
+        else
+          copy_box(part, left, full, 0, position, work.head, batch);
         for (int i = 0; has_right && i < PRODUCTS_TILE / 64; ++i)
           copy_box(right_of(product) + i * BOX_BYTES, right, full, work.channel + 64 * i, 0, work.head, batch);
       }
+    ring.drain();
     return;
   }
 
@@ -171,7 +184,7 @@ cudaError_t rank_k_products(const Problem& problem, const ProductsPlan& plan, in
   Matrices rights = as_matrices(problem, right, 64, padded_channels(out.channels));
   lefts.batch *= products;
   rights.batch *= products;
-  cudaError_t error = make_tensor_map(&maps[0], lefts, PRODUCTS_TILE);
+  cudaError_t error = make_tensor_map(&maps[0], lefts, PRODUCTS_TILE / plan.cluster);
   if (error == cudaSuccess) error = make_tensor_map(&maps[1], rights, 64);
   const bool boxed = can_be_boxed(out, problem.positions_fastest);
   if (error == cudaSuccess && boxed) error = make_tensor_map(&maps[2], as_matrices(problem, out), 64);
@@ -183,7 +196,8 @@ cudaError_t rank_k_products(const Problem& problem, const ProductsPlan& plan, in
   return with_half_math(problem, [&](auto math) {
     using Math = decltype(math);
     auto kernel = problem.positions_fastest ? rank_k_products_kernel<Math, true> : rank_k_products_kernel<Math, false>;
-    return launch(kernel, grid, dim3(THREADS), plan.shared_memory, stream, maps[0], maps[1], maps[2], args);
+    return launch_clusters(kernel, grid, dim3(THREADS), plan.cluster, false, plan.shared_memory, stream, maps[0],
+                           maps[1], maps[2], args);
   });
 }
 

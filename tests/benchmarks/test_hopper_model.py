@@ -40,6 +40,18 @@ def test_pairs_of_blocks_end_the_unit_faster_where_l2_binds(batch, faster):
     assert model.unit(shape)["end"] <= model.unit(shape, pairs=False)["end"]
 
 
+@pytest.mark.parametrize(
+    ("batch", "channels", "faster"), [(1, 512, False), (8, 512, True), (16, 512, True), (16, 640, False)]
+)
+def test_pairs_of_blocks_share_responsibilities_where_l2_binds(batch, channels, faster):
+    shape = model.Shape(batch, 65 * 65, channels)
+    blocks = batch * model.splits(shape)
+    for count in (1, 6):
+        alone, pairs = (model.products(shape, count, blocks, pairs=pairs) for pairs in (False, True))
+        assert pairs <= alone
+        assert (pairs < alone) == faster
+
+
 def test_table_names_every_shape(capsys):
     model.main()
     lines = capsys.readouterr().out.splitlines()

@@ -88,14 +88,35 @@ def use_few_slots(plan):
 def test_every_plan_gives_right_results(hopper, layout, change):
     hopper.change_plan = change
     inputs = {
-        "x": make_features((1, 400, 72), torch.bfloat16, layout),
-        "logit_bases": make_bases(72, 33),
+        "x": make_features((1, 400, 136), torch.bfloat16, layout),
+        "logit_bases": make_bases(136, 33),
         "value_bases": normal(264, 33, seed=3),
     }
     grad = make_features((1, 400, 264), torch.bfloat16, layout, seed=6)
     check("reconstruct", inputs, (grad,), "cuda")
     x = make_features((1, 1, 400, 264), torch.bfloat16, layout)
     check_unit(x, make_parameters(264, 33, torch.bfloat16), "cuda", num_iters=1)
+
+
+@pytest.mark.parametrize(("layout", "positions"), [("rows", 130), ("image", 200)])
+def test_the_same_bits_by_blocks_that_share_responsibilities(hopper, layout, positions):
+    """With all right operands on chip, and with those that come again; one block may load lines beyond the image."""
+    inputs = {"x": make_features((1, positions, 256), torch.float16, layout), "bases": make_bases(256, 33)}
+    grads = normal(1, 256, 33, seed=5), None
+
+    def gradient(cluster, change):
+        def change_products(plan):
+            change(plan)
+            assert plan.grad_x.cluster == 2
+            plan.grad_x.cluster = cluster
+
+        hopper.change_plan = change_products
+        hopper.planned.cache_clear()
+        return run("step", inputs, grads, backend="cuda")["gradient of x"]
+
+    alone = gradient(1, use_splits)
+    for change in (use_splits, use_few_slots):
+        assert torch.equal(gradient(2, change), alone)
 
 
 @pytest.mark.parametrize("positions", [1, 31, 129])

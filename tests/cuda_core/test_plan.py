@@ -298,6 +298,25 @@ def test_pairs_of_blocks_at_the_end_of_the_unit(core, multiprocessors, fields, e
     assert (plan.cluster, plan.splits) == expected
 
 
+@pytest.mark.parametrize(
+    ("multiprocessors", "fields", "expected"),
+    [
+        (132, {"batch": 16}, (2, 2)),
+        (132, {"batch": 8}, (2, 4)),
+        (132, {}, (1, 17)),  # 68 blocks
+        (132, {"batch": 16, "channels": 640}, (1, 3)),  # 5 groups of channels
+        (132, {"batch": 64, "channels": 128}, (1, 2)),
+        (3, {"batch": 2, "channels": 256}, (2, 1)),  # one pair at a time: 2 turns, as alone
+        (1, {"batch": 16}, (1, 1)),  # no room for two
+    ],
+)
+def test_pairs_of_blocks_that_share_responsibilities(core, multiprocessors, fields, expected):
+    """Two neighbouring groups of channels, where many blocks would wait for L2."""
+    plan = core.plan(paper(core, boxed=True, **fields), core.Device(multiprocessors, 227 * KIB, True))
+    for products in (plan.reconstruction, plan.grad_x):
+        assert (products.cluster, products.splits) == expected
+
+
 def test_e_steps_that_hopper_serves(core):
     """As for the products, of up to 512 channels: with the M-step or alone."""
 

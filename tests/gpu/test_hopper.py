@@ -24,17 +24,23 @@ def parts(request, monkeypatch):
     cuda.BACKEND.planned.cache_clear()
 
 
+def see_plans(monkeypatch, see):
+    """`see` is called with every plan, and may change it."""
+    make = cuda.BACKEND.make_plan
+
+    def make_plan(described, device):
+        plan = make(described, device)
+        see(plan)
+        return plan
+
+    monkeypatch.setattr(cuda.BACKEND, "make_plan", make_plan)
+
+
 @pytest.fixture
 def plans(parts, monkeypatch):
     """The plans that the calls of a test are launched with."""
     seen = []
-    make = cuda.BACKEND.make_plan
-
-    def make_plan(described, device):
-        seen.append(make(described, device))
-        return seen[-1]
-
-    monkeypatch.setattr(cuda.BACKEND, "make_plan", make_plan)
+    see_plans(monkeypatch, seen.append)
     return seen
 
 
@@ -63,15 +69,26 @@ def test_small_unit(parts, plans, dtype, shape, order):
 @pytest.mark.parametrize("parts", ["tiles", "tiles,overlap,loop"], indirect=True)
 def test_small_unit_in_pairs_of_blocks(parts, plans, monkeypatch, shape, order):
     """Its end by two blocks that share loads, where plans have blocks alone: the second may have no positions."""
-    make = cuda.BACKEND.make_plan
 
-    def make_plan(described, device):
-        plan = make(described, device)
+    def use_pairs(plan):
         plan.unit_tail.splits, plan.unit_tail.cluster = 1, 2
-        return plan
 
-    monkeypatch.setattr(cuda.BACKEND, "make_plan", make_plan)
+    see_plans(monkeypatch, use_pairs)
     check_unit(*draw_unit(shape, torch.bfloat16, order), "cuda", on="cpu", num_iters=2)
+    assert plans
+
+
+@pytest.mark.parametrize("order", ["rows", "columns"])
+@pytest.mark.parametrize("shape", [(1, 1, 256, 5), (2, 31, 136, 64), (2, 200, 512, 64)], ids=str)
+@pytest.mark.parametrize("parts", ["tiles", "tiles,overlap,loop"], indirect=True)
+def test_small_loop_in_pairs_of_blocks(parts, plans, monkeypatch, shape, order):
+    """Two blocks share responsibilities, where plans have blocks alone; those of one may be beyond the image."""
+
+    def use_pairs(plan):
+        plan.reconstruction.cluster = plan.grad_x.cluster = 2
+
+    see_plans(monkeypatch, use_pairs)
+    check_loop(draw_call("cuda", shape, torch.bfloat16, order), on="cpu")
     assert plans
 
 
@@ -93,9 +110,10 @@ def test_weights(parts):
 
 @pytest.mark.parametrize("order", ["rows", "columns"])
 @pytest.mark.parametrize("positions", [65 * 65, 64 * 64])
-def test_the_same_bits_a_hundred_times(parts, positions, order):
+def test_the_same_bits_a_hundred_times(parts, plans, positions, order):
     call = draw_call("cuda", (4, positions, 512, 64), order=order)
     check_loop(call)
+    assert any(plan.grad_x.cluster == 2 for plan in plans) == ("tiles" in parts)
     first = call()
     for _ in range(REPEATS):
         assert same_bits(call(), first)
