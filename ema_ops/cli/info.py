@@ -127,6 +127,7 @@ def _devices() -> list[torch.device]:
 
 def _described_device(device: torch.device) -> str:
     if device.type == "cpu":
-        return f"cpu ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        return f"cpu ({threads} thread{'s' if threads != 1 else ''})"
     major, minor = torch.cuda.get_device_capability(device)
     return f"{device} {torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"

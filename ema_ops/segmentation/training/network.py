@@ -29,7 +29,10 @@ def new_network(config: Config, classes: Sequence[str], world: World, *, first: 
         **model.arguments,
     )
     if first and model.backbone_weights is not None:
-        load_backbone_weights(network, model.backbone_weights)
+        try:
+            load_backbone_weights(network, model.backbone_weights)
+        except ValueError as error:
+            raise ValueError(f"{error}; a file of a whole network is for model.weights") from None
     if first and model.weights is not None:
         notes = start_from(network, model.weights, skip_unfitting=model.skip_unfitting, classes=classes)
         for note in notes if world.is_main else ():

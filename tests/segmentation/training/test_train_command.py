@@ -11,6 +11,7 @@ from training_runs import losses, make_config, rows, write_config
 
 from ema_ops.cli import main
 from ema_ops.segmentation.evaluation import evaluate
+from ema_ops.segmentation.models import EMANet, save_network
 from ema_ops.segmentation.training import loop, train
 from ema_ops.segmentation.training.step import TrainingStep
 
@@ -148,6 +149,15 @@ def test_out_and_resume(command, tmp_path):
     assert command("--out", str(out), "--resume")[0] == 0
     # the config that a run leaves behind is enough to go on with it
     assert command("--resume", config=out / "config.yaml")[0] == 0
+
+
+def test_a_whole_network_is_no_backbone(command, tmp_path):
+    path = tmp_path / "whole.pt"
+    save_network(path, EMANet(2, backbone="small", channels=8, num_bases=2), classes=["a", "b"])
+    status, _, error = command("--set", f"model.backbone_weights={path}")
+    assert (status, error.count("\n")) == (2, 1)
+    assert error.startswith(f"ema-ops train: {path} holds num_classes, ")
+    assert error.endswith("; a file of a whole network is for model.weights\n")
 
 
 @pytest.mark.parametrize(
