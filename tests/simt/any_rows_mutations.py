@@ -77,10 +77,10 @@ ROWS = [
     Mutation("values: shifted before the next tile has come", VALUES, "args.stages - 3", "args.stages - 1", MANY),
     Mutation("values: rows that are not fenced", VALUES, "    fence_copies();\n", "", FEW),
     Mutation(
-        "values: channels of the other warpgroup",
+        "values: one warpgroup reads for both",
         VALUES,
         "GROUP_WARPS * part + opaque",
-        "GROUP_WARPS * (V::M_GROUPS - 1 - part) + opaque",
+        "opaque",
         MANY,
     ),
 ]
