@@ -69,14 +69,15 @@ for word in "${@:-all}"; do
 done
 python=${PYTHON:-python3}
 work=$(mktemp -d)  # everything is written here, and packed into one file of $out
+trapping=$work-trapping  # a copy of the tree
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-trap 'pack; rm -rf "$work" "${site:-}"' EXIT
+trap 'pack; rm -rf "$work" "$trapping" "${site:-}"' EXIT
 
 say() { echo "$*" | tee -a "$out/log.txt"; }
 wants() { case " $stages " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 have() { timeout 60 "$python" -c "import $1" >/dev/null 2>&1; }
 pack() {
-  tar -C "$work" -czf "$out/.packing" --exclude=trapping --exclude=data --exclude="*.pt" . &&
+  tar -C "$work" -czf "$out/.packing" --exclude=data --exclude="*.pt" . &&
     mv "$out/.packing" "$out/results.tar.gz"
 }
 give_up() { say "gpu_check: $1" >&2; exit 2; }
@@ -132,9 +133,9 @@ import torch
 major, minor = torch.cuda.get_device_capability()
 print(f"{major}{minor}" + ("a" if major == 9 else ""))')}
     if wants hopper || wants hopper_sanitizer; then
-      mkdir "$work/trapping"
-      cp -r benchmarks building csrc ema_ops pyproject.toml README.md LICENSE setup.py tests "$work/trapping"
-      (cd "$work/trapping" && EMA_OPS_NVCC_FLAGS="${EMA_OPS_NVCC_FLAGS:-} -DEMA_OPS_TRAP" \
+      mkdir "$trapping"
+      cp -r benchmarks building csrc ema_ops pyproject.toml README.md LICENSE setup.py tests "$trapping"
+      (cd "$trapping" && EMA_OPS_NVCC_FLAGS="${EMA_OPS_NVCC_FLAGS:-} -DEMA_OPS_TRAP" \
         part build_trapping 240 "$python" setup.py --quiet build_ext --inplace) &
     fi
     part build 240 "$python" setup.py --quiet build_ext --inplace
@@ -156,8 +157,8 @@ test_part() {
 
 # In the tree of the trapping build; without one, in this.
 in_trapping() {
-  if [ -d "$work/trapping" ]; then
-    (cd "$work/trapping" && PYTHONPATH="$PWD:$PYTHONPATH" "$@")
+  if [ -d "$trapping" ]; then
+    (cd "$trapping" && PYTHONPATH="$PWD:$PYTHONPATH" "$@")
   else
     "$@"
   fi

@@ -90,6 +90,7 @@ def test_all_stages_are_called(actor, tmp_path):
         "hopper_sanitizer_memcheck",
     } <= {name for name, _ in parts}
     assert {how for _, how in parts} == {"passed"}
+    assert "rows: none" in done.stdout
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert {path.name for path in files} == {"log.txt", "results.tar.gz", "report.txt", "targets.md", "decision.md"}
 
