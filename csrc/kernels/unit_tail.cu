@@ -11,8 +11,7 @@ constexpr int THREADS = 256;
 
 struct Args {
   UnitTail io;
-  UnitTailPlan plan;
-  int heads, positions, num_bases;
+  int heads, positions, num_bases, slots;
 };
 
 // ReLU that lets NaN through.
@@ -43,7 +42,7 @@ __global__ void __launch_bounds__(THREADS, 2) unit_tail_kernel(const Args args) 
   auto z_tile = [&](int base) { return Chunk{shared + base / Math::CHUNK * CHUNK_TILE_BYTES}; };
   const Chunk r_tile = z_tile(padded);
   unsigned char* const slots = r_tile.memory + CHUNK_TILE_BYTES;
-  auto slot = [&](int piece) { return slots + piece % args.plan.slots * SLOT_BYTES; };
+  auto slot = [&](int piece) { return slots + piece % args.slots * SLOT_BYTES; };
   // of every chunk: value rows of some bases, and behind them the weight
   const int pieces = ONE_PIECE ? 2 : (padded - 1) / PIECE_BASES + 2;
   auto load_piece = [&](int i) {
@@ -68,11 +67,11 @@ __global__ void __launch_bounds__(THREADS, 2) unit_tail_kernel(const Args args) 
   Pipeline pipeline(((channels - 1) / Math::CHUNK + 1) * pieces);
   for (int i = 0; i < pipeline.total; ++i) {
     float r[1][Math::CHUNK / 16][4] = {};
-    pipeline.advance(i, i + args.plan.slots, load_piece);
+    pipeline.advance(i, i + args.slots, load_piece);
     for (int base = 0; base < padded; base += Math::CHUNK) {
       if (!ONE_PIECE && base > 0 && base % PIECE_BASES == 0) {
         ++i;
-        pipeline.advance(i, i + args.plan.slots, load_piece);
+        pipeline.advance(i, i + args.slots, load_piece);
       }
       multiply_tiles<Math, false, true, Math::CHUNK>(
           r, z_tile(base), r_row, Chunk{slot(i) + base % PIECE_BASES * CHUNK_BYTES}, r_column, Math::CHUNK / 16);
@@ -84,7 +83,7 @@ __global__ void __launch_bounds__(THREADS, 2) unit_tail_kernel(const Args args) 
         *r_tile.at(r_row + lane() / 4 + e / 2 * 8, r_column + 8 * j + lane() % 4 * 2 + e % 2) =
             Math::round(relu(r[0][j][e] / RESPONSIBILITY_SCALE));
     ++i;
-    pipeline.advance(i, i + args.plan.slots, load_piece);
+    pipeline.advance(i, i + args.slots, load_piece);
     multiply_tiles<Math, false, false, Math::CHUNK>(acc, r_tile, row, Chunk{slot(i)}, column, blocks);
   }
 
@@ -126,7 +125,7 @@ cudaError_t unit_tail(const Problem& problem, const UnitTailPlan& plan, const Un
   const int outputs = OUTPUT_BYTES / element_size(problem.dtype);
   const int tiles = (problem.positions - 1) / TILE + 1, groups = (problem.channels - 1) / outputs + 1;
   const dim3 grid(problem.images() * tiles * groups);
-  const Args args{io, plan, problem.heads, problem.positions, problem.num_bases};
+  const Args args{io, problem.heads, problem.positions, problem.num_bases, plan.slots};
   return with_math(problem, [&](auto math) {
     using Math = decltype(math);
     auto kernel = problem.positions_fastest ? unit_tail_kernel<Math, true> : unit_tail_kernel<Math, false>;
