@@ -83,6 +83,8 @@ def test_processes_end_with_their_parent(tmp_path, number):
         env={**os.environ, "PYTHONPATH": paths},
         stderr=subprocess.PIPE,
         text=True,
+        # what a shell runs in the background ignores Ctrl-C, and so do its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     workers = wait(lambda: started(tmp_path))
     parent.send_signal(number)
