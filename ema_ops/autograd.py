@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 from . import ops
 from .plain import is_plain
+from .problem import arithmetic_dtype
 
 
 def run(function, *arguments):
@@ -63,7 +64,7 @@ class EMAttentionFunction(torch.autograd.Function):
         if grad_iters == 0 or (grad_y is None and grad_bases is None):
             return (None,) * 11
         if grad_y is None:
-            grad_y = x.new_zeros(()).expand(x.shape)
+            grad_y = x.new_zeros((), dtype=arithmetic_dtype(x.dtype)).expand(x.shape)
         need_bases = ctx.needs_input_grad[1] and grad_iters == num_iters
         grad_x, grad_initial = _once(
             ops.em_backward,

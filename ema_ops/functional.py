@@ -11,12 +11,16 @@ from .autograd import EMAttentionFunction, EMReconstructFunction, EMStepFunction
 from .backends import check_backend
 from .ops import autocast_enabled
 from .problem import (
+    FLOAT8,
+    arithmetic_dtype,
     check_bases,
     check_count,
     check_eps,
     check_features,
     check_grad_iters,
     check_logit_bias,
+    check_loop_features,
+    check_rows,
     check_same_num_bases,
     check_scale,
     check_weight,
@@ -40,7 +44,9 @@ def em_attention(
     Li et al., ICCV 2019, equations 4 to 6. `ema_ops.reference.em_attention` is the same in plain PyTorch.
 
     Args:
-        x: features [B, N, C] or [B, H, N, C] (heads); float32, bfloat16, float16 or float64, any strides.
+        x: features [B, N, C] or [B, H, N, C] (heads); float32, bfloat16, float16 or float64, any strides. For
+            inference also float8_e4m3fn, which counts as x.to(torch.bfloat16), exactly; what x was divided by to fit
+            belongs into `scale`.
         bases: initial bases [C, K] or [B, C, K] (with heads [H, C, K] or [B, H, C, K]), in float32 or the
             dtype of x; used as they are, so normalise them over C first if you want the paper's start.
         num_iters: number of iterations T, at least 1.
@@ -55,15 +61,16 @@ def em_attention(
         backend: "cuda", "triton", "torch" or None to choose. A named backend never falls back: it raises.
 
     Returns:
-        y in the shape and dtype of x, dense, with channels, positions or heads fastest in memory as in x; and the last
-        bases [B, C, K] (with heads [B, H, C, K]) in float32 (float64 for float64). Under autocast x is cast like the
-        operand of a matrix product.
+        y in the shape and dtype of x (bfloat16 for float8_e4m3fn), dense, with channels, positions or heads fastest in
+        memory as in x; and the last bases [B, C, K] (with heads [B, H, C, K]) in float32 (float64 for float64). Under
+        autocast x is cast like the operand of a matrix product.
 
     Raises:
         ValueError, TypeError: an argument does not fit, or the backend cannot serve the call.
         NotImplementedError, RuntimeError: a second or a forward-mode derivative is taken.
     """
-    check_features(x)
+    check_loop_features(x)
+    check_rows(x)
     check_bases("bases", bases, x, channels=x.shape[-1])
     one_head = x.dim() == 3
     y, last_bases = apply_em_attention(
@@ -237,7 +244,9 @@ def as_autocast_would(x: Tensor) -> Tensor:
     """`x` as autocast would hand it to a matrix product."""
     device_type = x.device.type
     if x.dtype != torch.float64 and autocast_enabled(device_type):
-        return x.to(torch.get_autocast_dtype(device_type))
+        dtype = torch.get_autocast_dtype(device_type)
+        # 8 bits stay as they are where the result is the same
+        return x if x.dtype == FLOAT8 and dtype == arithmetic_dtype(FLOAT8) else x.to(dtype)
     return x
 
 

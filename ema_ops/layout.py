@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 # the dimensions of rows [B, H, N, C] by `memory_order`
@@ -42,14 +43,14 @@ def from_rows(rows: Tensor, x: Tensor, layout: str) -> Tensor:
     got = rows.stride()
     if all(got[dim] == wanted[dim] or rows.shape[dim] == 1 for dim in range(4)):
         return restrided(rows, sizes, strides)
-    y = x.new_empty_strided(sizes, strides)
+    y = rows.new_empty_strided(sizes, strides)
     as_rows(y, layout, heads).copy_(rows)
     return y
 
 
-def empty_like(x: Tensor, layout: str, channels: int) -> Tensor:
-    """A dense, uninitialised tensor in the dtype, shape and memory order of `x`, but with `channels`."""
-    return x.new_empty_strided(*dense_strides(x.shape, x.stride(), layout, channels))
+def empty_like(x: Tensor, layout: str, channels: int, dtype: torch.dtype) -> Tensor:
+    """A dense, uninitialised tensor in the shape and memory order of `x`, but with `channels` and of `dtype`."""
+    return x.new_empty_strided(*dense_strides(x.shape, x.stride(), layout, channels), dtype=dtype)
 
 
 def dense_strides(shape: Sequence[int], like: Sequence[int], layout: str, channels: int) -> tuple[list[int], list[int]]:
@@ -116,7 +117,7 @@ def _memory_order(shape: Sequence[int], strides: Sequence[int]) -> str:
     return "BNHC" if shape[1] > 1 and strides[1] < strides[2] else "BHNC"
 
 
-def empty_like_order(rows: Tensor, channels: int | None = None) -> Tensor:
-    """A dense, uninitialised [B, H, N, channels] in the memory order and dtype of `rows`."""
+def empty_like_order(rows: Tensor, channels: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """A dense, uninitialised [B, H, N, channels] in the memory order of `rows`, and in their dtype or `dtype`."""
     shape = rows.shape
-    return rows.new_empty_strided(*_known_strides(shape, rows.stride(), "BHNC", channels or shape[3]))
+    return rows.new_empty_strided(*_known_strides(shape, rows.stride(), "BHNC", channels or shape[3]), dtype=dtype)

@@ -3,7 +3,8 @@
 x comes in one of the layouts of `layout.py`; it is brought to rows inside the bodies, where autograd records
 nothing and no view becomes part of a compiled graph. bases are [H, C, K] or [B, H, C, K], weight is [B, N] (with layout
 "BHNC" [B, H, N]) where any size may be 1, logit_bias is [K], [B, K] or [B, H, K]. The bodies run with autocast off.
-The loop behind a folded convolution and `em_unit` have one head; `em_unit` has no gradient.
+The loop behind a folded convolution and `em_unit` have one head; `em_unit` has no gradient. `em_forward` takes x in
+float8_e4m3fn too, and so does `em_backward`, for the gradient of the bases.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from .backends import choose, load
 from .backends.base import Backend
-from .layout import as_own_tensor, as_rows, empty_like, from_rows
+from .layout import as_own_tensor, as_rows, empty_like, empty_like_order, from_rows
 from .plain import is_plain
-from .problem import Problem, check_unit
+from .problem import FLOAT8, Problem, arithmetic_dtype, check_unit
 from .vmap import fold_into_batch
 
 _LOOP = "str layout, int num_iters, int grad_iters, float scale, float eps, str eps_mode"
@@ -101,6 +102,12 @@ class _Call:
         # nothing to launch: plain PyTorch knows what a sum over nothing is
         self.kernels: Backend = load("torch") if self.problem.is_empty else chosen
 
+    def widened_rows(self) -> Tensor:
+        """The rows in the dtype of the problem, in their memory order."""
+        if self.rows.dtype == self.problem.dtype:
+            return self.rows
+        return empty_like_order(self.rows, dtype=self.problem.dtype).copy_(self.rows)
+
     def as_rows(self, like_x: Tensor) -> Tensor:
         return as_rows(like_x, self.layout, self.heads)
 
@@ -132,7 +139,9 @@ def em_forward(x, bases, weight, moves_bases, layout, num_iters, grad_iters, sca
         _refuse_recomputation()
     options = {"num_iters": num_iters, "grad_iters": grad_iters, "scale": scale, "eps": eps, "eps_mode": eps_mode}
     call = _Call(layout, backend, x, bases, weight, **options)
-    y, *saved = call.kernels.em_forward(call.problem, call.rows, call.expand_bases(bases), call.expand_weight(weight))
+    reads_x = x.dtype != FLOAT8 or call.kernels.reads_float8(call.problem)
+    rows = call.rows if reads_x else call.widened_rows()
+    y, *saved = call.kernels.em_forward(call.problem, rows, call.expand_bases(bases), call.expand_weight(weight))
     return call.from_rows(y), *saved
 
 
@@ -157,7 +166,7 @@ def em_backward(
     options = {"num_iters": num_iters, "grad_iters": grad_iters, "scale": scale, "eps": eps, "eps_mode": eps_mode}
     call = _Call(layout, backend, x, bases, weight, **options)
     grad_x, grad_initial = call.kernels.em_backward(
-        call.problem, call.as_rows(grad_y), grad_bases, call.rows, call.expand_weight(weight),
+        call.problem, call.as_rows(grad_y), grad_bases, call.widened_rows(), call.expand_weight(weight),
         bases, path, masses, lengths, need_bases,
     )  # fmt: skip
     return call.from_rows(grad_x), _no_bases(bases) if grad_initial is None else grad_initial
@@ -261,7 +270,7 @@ def em_reconstruct(x, logit_bases, value_bases, logit_bias, layout, scale, backe
 @_fake
 def em_reconstruct_fake(x, logit_bases, value_bases, logit_bias, layout, scale, backend):
     heads = 1 if layout == "BHNC" else value_bases.shape[-3]
-    return empty_like(x, layout, heads * value_bases.shape[-2])
+    return empty_like(x, layout, heads * value_bases.shape[-2], x.dtype)
 
 
 @_implement
@@ -320,7 +329,7 @@ def _refuse_recomputation() -> None:
 
 
 def _empty_like(x: Tensor, layout: str) -> Tensor:
-    return empty_like(x, layout, x.shape[1 if layout == "BCN" else -1])
+    return empty_like(x, layout, x.shape[1 if layout == "BCN" else -1], arithmetic_dtype(x.dtype))
 
 
 def _accumulate_dtype(x: Tensor) -> torch.dtype:

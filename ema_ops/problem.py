@@ -19,24 +19,39 @@ from torch import Tensor
 from .layout import memory_order
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOAT8 = torch.float8_e4m3fn  # of features in inference
 EPS_MODES = ("add", "max")
 MAX_COUNT = 2**31 - 1
 
 
-def check_floating(name: str, value: Any) -> None:
-    """A tensor of one of `DTYPES`."""
+def check_floating(name: str, value: Any, dtypes: tuple[torch.dtype, ...] = DTYPES) -> None:
+    """A tensor of one of `dtypes`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is {type(value).__name__}: expected a tensor")
-    if value.dtype not in DTYPES:
-        raise TypeError(f"{name} has dtype {value.dtype}: expected one of {_names(DTYPES)}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name} has dtype {value.dtype}: expected one of {_names(dtypes)}")
     if value.layout != torch.strided or value.is_nested:
         kind = "nested" if value.is_nested else str(value.layout)
         raise TypeError(f"{name} is a {kind} tensor: expected a dense (strided) one")
 
 
+def check_loop_features(x: Any) -> None:
+    """The dtype of `x` must be one that the whole loop takes: one of `DTYPES`, or `FLOAT8` without a gradient."""
+    check_floating("x", x, (*DTYPES, FLOAT8))
+    if x.dtype == FLOAT8 and x.requires_grad:
+        raise ValueError(
+            "x of float8_e4m3fn requires a gradient, but 8 bits are for inference: expected x.to(torch.bfloat16)"
+        )
+
+
 def check_features(x: Any) -> None:
     """`x` must be a real floating tensor [B, N, C] or [B, H, N, C] with C >= 1."""
     check_floating("x", x)
+    check_rows(x)
+
+
+def check_rows(x: Tensor) -> None:
+    """`x` must be [B, N, C] or [B, H, N, C] with C >= 1."""
     if x.dim() not in (3, 4):
         raise ValueError(f"x has shape {_shape(x)}: expected [B, N, C] or [B, H, N, C]")
     if x.shape[-1] < 1:
@@ -157,12 +172,17 @@ def check_unit(x: Tensor, bases: Tensor, **parameters: Tensor) -> None:
         _check_device(name, value, x)
 
 
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which features of `dtype` are multiplied, and y comes: for `FLOAT8` bfloat16, which has all of its numbers."""
+    return torch.bfloat16 if dtype == FLOAT8 else dtype
+
+
 class Problem(NamedTuple):
     """One call, complete: sizes, dtype, memory order and the options of the loop.
 
     `order` names the dimensions of `x` from slowest to fastest in memory, one of "BHNC" (rows), "BNHC" (rows
     with the heads inside, as in a channels-last image) and "BHCN" (a contiguous image). `unit` says that the loop
-    is asked for with the convolutions around it (`Backend.em_unit`).
+    is asked for with the convolutions around it (`Backend.em_unit`). `dtype` is that of `arithmetic_dtype`.
     """
 
     batch: int
@@ -224,7 +244,7 @@ class Problem(NamedTuple):
             channels,
             bases.shape[-2] if value_bases is None else value_bases.shape[-2],
             bases.shape[-1],
-            x.dtype,
+            arithmetic_dtype(x.dtype),
             x.device,
             memory_order(x),
             weight is not None,

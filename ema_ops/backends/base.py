@@ -16,6 +16,7 @@ class Backend(ABC):
     x [B, H, N, C] in `problem.dtype`, weight [B, H, N] in `problem.accumulate_dtype` or None, bases [B, H, C, K]
     and logit_bias [B, H, K] in any floating dtype (logit_bias may be None). Results named y and grad_x have the
     dtype and memory order of x (`empty_like_order`); all others are dense in `problem.accumulate_dtype`.
+    x of `em_forward` is in float8_e4m3fn, and y in `problem.dtype`, only where `reads_float8` says so.
     """
 
     name: str
@@ -27,6 +28,10 @@ class Backend(ABC):
     @abstractmethod
     def refuses(self, problem: Problem) -> str | None:
         """Why this backend cannot serve `problem`, or None if it can."""
+
+    def reads_float8(self, problem: Problem) -> bool:
+        """Whether `em_forward` of `problem` takes x in float8_e4m3fn as it is; where not, it gets it widened."""
+        return False
 
     @abstractmethod
     def em_forward(

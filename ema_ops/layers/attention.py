@@ -13,7 +13,15 @@ from torch import distributed as dist
 
 from ..backends import check_backend
 from ..functional import apply_em_attention
-from ..problem import check_count, check_eps, check_floating, check_grad_iters, check_scale, check_weight
+from ..problem import (
+    check_count,
+    check_eps,
+    check_floating,
+    check_grad_iters,
+    check_loop_features,
+    check_scale,
+    check_weight,
+)
 from .running_bases import RENORMALIZE, normalize_over_channels, update_running_bases
 
 
@@ -121,7 +129,7 @@ class EMAttention(nn.Module):
 
         Args:
             x: [B, C, *spatial], or [B, *spatial, C] with channel_dim=-1. A 3-D input with channel_dim=1 is
-                [B, C, N]; tokens [B, N, C] need channel_dim=-1.
+                [B, C, N]; tokens [B, N, C] need channel_dim=-1. Any dtype that `em_attention` takes.
             weight: non-negative weights or bool mask of the positions, [B, *spatial] or [B, N].
             num_iters: another T for this call; `grad_iters` is clamped to it.
             return_bases: also return the last bases [B, num_heads, C / num_heads, K].
@@ -129,7 +137,8 @@ class EMAttention(nn.Module):
                 pass False: a recomputation that would move them raises.
 
         Returns:
-            y in the shape, dtype and memory format of x (under autocast in its dtype), and the bases if asked.
+            y in the shape, dtype and memory format of x (bfloat16 for float8_e4m3fn; under autocast in its dtype), and
+            the bases if asked.
 
         Raises:
             ValueError, TypeError: an argument does not fit.
@@ -167,7 +176,7 @@ class EMAttention(nn.Module):
         )
         if moves:
             # images without positions have no weight; other ranks may still wait for this one
-            self.update_running_bases(last_bases, weight if x.numel() > 0 else x.new_zeros(x.shape[0], 1))
+            self.update_running_bases(last_bases, weight if x.numel() > 0 else last_bases.new_zeros(x.shape[0], 1))
         return y, last_bases
 
     def update_running_bases(self, bases: Tensor, weight: Tensor | None = None) -> None:
@@ -220,7 +229,7 @@ class EMAttention(nn.Module):
         return self.training if update_bases is None else update_bases
 
     def _check_features(self, x: Any) -> None:
-        check_floating("x", x)
+        check_loop_features(x)
         layout = "[B, C, *spatial]" if self.channel_dim == 1 else "[B, *spatial, C]"
         if x.dim() < 3 or x.shape[self.channel_dim] != self.channels:
             raise ValueError(f"x has shape {list(x.shape)}: expected {layout} with C = {self.channels}")
