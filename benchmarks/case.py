@@ -7,14 +7,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from ema_ops.problem import FLOAT8, arithmetic_dtype
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8_e4m3fn": FLOAT8,
+}
 MEMORY_ORDERS = ("contiguous", "channels_last")
 MODES = ("forward", "backward", "full", "unit")
 
 
 @dataclass(frozen=True)
 class Case:
-    """An image batch [B, C, H, W], K bases and T iterations. `memory_order` is that of the images."""
+    """An image batch [B, C, H, W], K bases and T iterations.
+
+    `memory_order` is that of the images, `dtype` that of x; all else is in `arithmetic`, bfloat16 beside x of 8 bits.
+    """
 
     batch: int
     channels: int
@@ -31,9 +41,14 @@ class Case:
         return self.height * self.width
 
     @property
-    def element_size(self) -> int:
-        """Bytes of one element."""
-        return DTYPES[self.dtype].itemsize
+    def arithmetic(self) -> torch.dtype:
+        """The dtype of y, of gradients and of products."""
+        return arithmetic_dtype(DTYPES[self.dtype])
+
+    @property
+    def element_sizes(self) -> tuple[int, int]:
+        """Bytes of one element of x, and of y or a gradient."""
+        return DTYPES[self.dtype].itemsize, self.arithmetic.itemsize
 
     def __str__(self) -> str:
         return f"B={self.batch} C={self.channels} {self.height}x{self.width} {self.dtype} {self.memory_order}"
@@ -41,7 +56,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every peer gets: the same images as a view x [B, N, C], and small matrices [C, K] in the dtype of x.
+    """What every peer gets: the same images as a view x [B, N, C], and small matrices [C, K].
 
     `bases` are the initial bases of EM attention; `keys` and `values` are the memories of external attention and
     the two projections of double attention. `grad_y` [B, N, C] is the incoming gradient, laid out like x.
@@ -67,7 +82,7 @@ class Inputs:
 def draw(case: Case, device: torch.device, seed: int) -> Inputs:
     """Fresh normal features and gradients, and columns of length one, for `case`."""
     generator = torch.Generator(device).manual_seed(seed)
-    dtype = DTYPES[case.dtype]
+    dtype = case.arithmetic
     order = torch.channels_last if case.memory_order == "channels_last" else torch.contiguous_format
 
     def images() -> Tensor:
@@ -79,4 +94,5 @@ def draw(case: Case, device: torch.device, seed: int) -> Inputs:
         matrix = torch.randn(case.channels, case.num_bases, generator=generator, device=device)
         return torch.nn.functional.normalize(matrix, dim=0).to(dtype)
 
-    return Inputs(images(), images(), columns(), columns(), columns())
+    x = images().to(DTYPES[case.dtype])
+    return Inputs(x, images(), columns(), columns(), columns())

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ema_ops.problem import arithmetic_dtype
+
 from .case import DTYPES, Case
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
@@ -54,16 +56,18 @@ def floor(case: Case, mode: str, rates: Rates) -> Floor:
 
 def times(case: Case, mode: str, rates: Rates) -> tuple[float, float]:
     """Seconds for the bytes and for the operations of one pass."""
-    transfers, products = (3, 5 * case.num_iters + 2) if mode == "backward" else (2, 2 * case.num_iters + 1)
+    results, products = (2, 5 * case.num_iters + 2) if mode == "backward" else (1, 2 * case.num_iters + 1)
     elements = case.batch * case.positions * case.channels
-    nbytes = transfers * elements * case.element_size
+    of_x, of_result = case.element_sizes
+    nbytes = (of_x + results * of_result) * elements
     width = products * case.num_bases + (case.channels if mode == "unit" else 0)
     return nbytes / rates.bandwidth, 2 * elements * width / rates.operations
 
 
 def rates_of(device: torch.device, dtype: str) -> Rates:
-    """Known constants for bfloat16 on an H200; elsewhere a large copy and a large product are timed now."""
-    if device.type == "cuda" and dtype == "bfloat16" and "H200" in torch.cuda.get_device_name(device):
+    """Known constants for bfloat16 products on an H200; elsewhere a large copy and a large product are timed now."""
+    is_bfloat16 = arithmetic_dtype(DTYPES[dtype]) == torch.bfloat16
+    if device.type == "cuda" and is_bfloat16 and "H200" in torch.cuda.get_device_name(device):
         return H200
     return measure_rates(device, dtype, COPY_BYTES[device.type], MATRIX_SIDE[device.type])
 
@@ -72,7 +76,7 @@ def measure_rates(device: torch.device, dtype: str, copy_bytes: int, side: int) 
     """The rates of the best of a few runs of a copy of `copy_bytes` and a product of `side` x `side` matrices."""
     source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    left = torch.randn(side, side, device=device).to(DTYPES[dtype])
+    left = torch.randn(side, side, device=device).to(arithmetic_dtype(DTYPES[dtype]))
     right, result = left.flip(0), torch.empty_like(left)
     copy = _best(lambda: target.copy_(source), device)
     product = _best(lambda: torch.mm(left, right, out=result), device)

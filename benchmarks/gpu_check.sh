@@ -20,7 +20,7 @@ minutes, the most valuable first; without a plan or stages all three in one call
   hopper            tests/gpu/test_hopper.py in the trapping build, then all tests of "cuda" with EMA_OPS_HOPPER. 2 min
   tests             tests/gpu without Triton's: results, memory, streams, graphs, repeats. 2 min
   bench             the microbenchmark in both memory orders, all backends and peers. 2 min
-  hopper_bench      the same for every part of EMA_OPS_HOPPER, with the EMA unit. 2 min
+  hopper_bench      the same for every part of EMA_OPS_HOPPER, with the EMA unit, and features of 8 bits. 2 min
   latency           a call from Python against the replay of its graph, one image. 20 s
   ncu               bandwidth and tensor cores of every kernel in the main shapes, where counters may be read. 2 min
   sanitizer, hopper_sanitizer
@@ -219,6 +219,9 @@ run_stage() {
           --mode forward backward unit --backends cuda --peers $([ "$on" != 0 ] || echo official-compiled)
         EMA_OPS_HOPPER=$on bench "hopper_images_$name" 12 --memory-order contiguous --batch 1 16 --sizes 65x65 64x64 \
           --mode forward backward --backends cuda --peers
+        [ "$on" != 0 ] && [ "$on" != overlap,tiles ] ||
+          EMA_OPS_HOPPER=$on bench "hopper_float8_$name" 8 --dtype float8_e4m3fn --memory-order channels_last contiguous \
+            --batch 1 16 --sizes 65x65 --mode forward --backends cuda --peers
       done ;;
     latency) part latency 60 "$python" -m benchmarks.latency "$work/latency.csv" ;;
     ncu) part ncu 150 "$python" -m benchmarks.ncu "$work/ncu" ;;

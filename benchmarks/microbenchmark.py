@@ -68,6 +68,8 @@ class Bench:
             return self._late(row)
         try:
             with limited_to_free_memory(self.options.device):
+                if case.element_sizes[0] == 1 and (mode != "forward" or peer.name in RIVALS):
+                    return row | {"status": "not applicable", "note": "takes no features of 8 bits"}
                 reason = peer.refuses(case, subject.inputs, mode)
                 if reason is not None:
                     return row | {"status": "not applicable" if peer.name in RIVALS else "not usable", "note": reason}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .case import DTYPES, Case, Inputs
+from .case import Case, Inputs
 from .formulas import Formula
 
 FACTORS = {"y": 2.0, "grad_x": 3.0}
@@ -59,10 +59,10 @@ def checked_images(formula: Formula, case: Case, device: torch.device) -> int:
 
 
 def find_truth(formula: Formula, case: Case, inputs: Inputs, with_gradient: bool) -> Truth:
-    """Run the formula in float64 and, for the allowed errors, in the dtype of the case, image by image."""
+    """Run the formula in float64 and, for the allowed errors, in the arithmetic of the case, image by image."""
     images = checked_images(formula, case, inputs.x.device)
     exact = _last_images(formula, case, inputs, images, torch.float64, with_gradient)
-    plain = _last_images(formula, case, inputs, images, DTYPES[case.dtype], with_gradient)
+    plain = _last_images(formula, case, inputs, images, case.arithmetic, with_gradient)
     allowed = {}
     for name, truth in exact.items():
         factor = FACTORS[name] if formula.strict else FACTOR_OF_OTHERS
@@ -73,8 +73,8 @@ def find_truth(formula: Formula, case: Case, inputs: Inputs, with_gradient: bool
 
 def rounding(case: Case) -> float:
     """The relative error that counts as none: one rounding of a 16-bit result, eight of a longer one."""
-    unit = torch.finfo(DTYPES[case.dtype]).eps / 2
-    return unit if case.element_size == 2 else 8 * unit
+    unit = torch.finfo(case.arithmetic).eps / 2
+    return unit if case.arithmetic.itemsize == 2 else 8 * unit
 
 
 def judge(y: Tensor, grad_x: Tensor | None, truth: Truth) -> Verdict:

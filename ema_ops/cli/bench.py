@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Options without a value here take a default that depends on the device and on --quick."""
     add = parser.add_argument
     add("--device", help="cpu, cuda or cuda:0 (default: cuda if there is one)")
-    add("--dtype", nargs="+", help="float32 bfloat16 float16 (default: bfloat16 on cuda, float32 on cpu)")
+    add("--dtype", nargs="+", help="float32 bfloat16 float16 float8_e4m3fn (default: bfloat16 on cuda, float32 on cpu)")
     add("--batch", type=int, nargs="+", help="batch sizes B (default: 1 16 on cuda, 1 on cpu)")
     add("--channels", type=int, help="channels C (default: 512)")
     add("--bases", type=int, help="number of bases K (default: 64)")

@@ -65,3 +65,10 @@ def test_of_the_unit_the_faster_way_counts():
 def test_the_lines_are_those_of_the_core():
     text = (Path(__file__).parents[2] / "csrc" / "hopper" / "defaults.h").read_text()
     assert all(f"constexpr int64_t {line};" in text for line in ROOT_LINES)
+
+
+def test_features_of_8_bits_decide_nothing():
+    slow = [row(time, peer=f"ema_ops/cuda{on}", dtype="float8_e4m3fn") for on, time in (("", 1.0), (":tiles", 2.0))]
+    assert gains(measured(rows({16: 0.7}, {16: 0.6}) + slow), "tiles", ("forward",)).keys() == {
+        ("forward", "channels_last", 16, 65, "bfloat16")
+    }

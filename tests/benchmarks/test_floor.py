@@ -56,3 +56,8 @@ def test_h200_constants_hold_for_bfloat16_only(monkeypatch):
     monkeypatch.setattr("benchmarks.floor.measure_rates", lambda *_: "measured")
     assert rates_of(torch.device("cuda"), "bfloat16") is H200
     assert rates_of(torch.device("cuda"), "float32") == "measured"
+
+
+def test_features_of_8_bits_are_read_as_such_and_written_as_16():
+    narrow, wide = (times(case(1, 64, 9, dtype), "forward", H200) for dtype in ("float8_e4m3fn", "bfloat16"))
+    assert narrow == (wide[0] * 3 / 4, wide[1])

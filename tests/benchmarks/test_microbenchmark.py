@@ -252,3 +252,12 @@ def test_a_wrong_unit_is_not_timed(tmp_path, monkeypatch):
     (row,) = read(tmp_path / "measurements.csv")
     assert row["status"] == "wrong result"
     assert row["p50_ms"] == ""
+
+
+def test_features_of_8_bits_are_a_dtype(tmp_path):
+    asked = tiny(tmp_path, dtype=("float8_e4m3fn",), mode=("forward", "full"), peers=("official-detached",))
+    assert microbenchmark.run(asked) == 0
+    rows = {(row["peer"], row["mode"]): row for row in read(tmp_path / "measurements.csv")}
+    ours = rows.pop(("ema_ops/torch", "forward"))
+    assert (ours["status"], ours["checked_images"]) == ("ok", "1 of 1")
+    assert {row["status"] for row in rows.values()} == {"not applicable"}
