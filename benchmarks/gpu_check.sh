@@ -222,7 +222,8 @@ run_stage() {
         [ "$on" != 0 ] && [ "$on" != overlap,tiles ] ||
           EMA_OPS_HOPPER=$on bench "hopper_float8_$name" 8 --dtype float8_e4m3fn --memory-order channels_last contiguous \
             --batch 1 16 --sizes 65x65 --mode forward --backends cuda --peers
-      done ;;
+      done
+      EMA_OPS_HOPPER=tiles part precision 30 "$python" -m benchmarks.precision "$work/precision" --device cuda --backend cuda --steps 0 ;;
     latency) part latency 60 "$python" -m benchmarks.latency "$work/latency.csv" ;;
     ncu) part ncu 150 "$python" -m benchmarks.ncu "$work/ncu" ;;
     unit) part unit 120 "$python" -m benchmarks.folding "$work/unit" --device cuda --batch 1 16 ;;

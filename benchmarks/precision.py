@@ -14,23 +14,23 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from ema_ops import EMAUnit, em_attention, reference
-from ema_ops.demo.train import Budget, evaluate, train
+from ema_ops import em_attention, reference
 from ema_ops.problem import FLOAT8
-from ema_ops.segmentation.data import VOCSegmentation
-from ema_ops.segmentation.data.generated.drawing import CLASSES, build
 
 from .environment import commit, device_name, now
+
+if TYPE_CHECKING:
+    from ema_ops import EMAUnit
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, FLOAT8)
 POSITIONS, CHANNELS, NUM_BASES, CLUSTERS = 1089, 512, 64, 20
 OUTLIER = 20.0  # times as large as the other channels
-NETWORK = "EM attention"
+NETWORK, STEPS = "EM attention", 1000
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the tables")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--backend", help="of ema_ops (default: the first that serves the call)")
-    parser.add_argument("--steps", type=int, default=Budget.steps, help="of the network's training; 0: no network")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the network's training; 0: no network")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "precision.md").open("w") as file:
@@ -100,6 +100,11 @@ def errors(x: Tensor, device: torch.device, backend: str | None) -> Iterator[str
 
 def network_scores(steps: int, device: torch.device, backend: str | None) -> Iterator[str]:
     """mIoU of one trained network with features of every dtype in front of its EM attention."""
+    # only this needs ema_ops[demo]
+    from ema_ops.demo.train import Budget, evaluate, train
+    from ema_ops.segmentation.data import VOCSegmentation
+    from ema_ops.segmentation.data.generated.drawing import CLASSES, build
+
     budget = Budget(steps=steps, judgements=1)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"

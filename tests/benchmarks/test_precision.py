@@ -15,7 +15,7 @@ def test_errors_grow_as_digits_get_fewer(monkeypatch):
 
 
 def test_one_network_is_judged_with_every_dtype(monkeypatch):
-    monkeypatch.setattr(precision, "Budget", lambda **given: Budget(train=8, val=4, batch=4, **given))
+    monkeypatch.setattr("ema_ops.demo.train.Budget", lambda **given: Budget(train=8, val=4, batch=4, **given))
     scores = [float(score) for score in precision.network_scores(2, torch.device("cpu"), "torch")]
     assert len(scores) == len(precision.DTYPES)
     assert all(0 < score < 1 for score in scores)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 # scripts with sizes of their own
-SHRUNK = ("benchmarks.latency", "benchmarks.folding", "benchmarks.ncu")
+SHRUNK = ("benchmarks.latency", "benchmarks.folding", "benchmarks.ncu", "benchmarks.precision")
 # what the tests see on CPU tensors and not on a GPU, by the start of the test's name
 DIFFERENT = {
     "test_values_on_a_gpu_are_checked_on_request_only": "values of CPU tensors are always checked",
@@ -44,7 +44,7 @@ def shrink_tests() -> None:
 
 def shrink_benchmarks() -> None:
     """Cases keep their labels and are measured tiny and briefly."""
-    from benchmarks import floor, folding, latency, microbenchmark, ncu, options
+    from benchmarks import floor, folding, latency, microbenchmark, ncu, options, precision
 
     labels = {}
     all_cases, row, checked = options.Options.cases, microbenchmark.Bench._row, options._checked
@@ -68,6 +68,7 @@ def shrink_benchmarks() -> None:
     measure = folding.measure
     folding.SHAPES, folding.measure = [(64, 5, 4)], lambda x, bases, mode, repeats: measure(x[:2], bases, mode, 1)
     latency.CHANNELS, latency.NUM_BASES, latency.SIZES, latency.WARM_UP, latency.REPEATS = 24, 4, (5,), 1, 2
+    precision.POSITIONS, precision.CHANNELS, precision.NUM_BASES = 33, 64, 4
     ncu.SIZES, ncu.SHAPES = (64, 5, 5, 4, 3), tuple((mode, min(batch, 2)) for mode, batch in ncu.SHAPES)
 
 

@@ -76,6 +76,7 @@ def test_all_stages_are_called(actor, tmp_path):
         "-m benchmarks.ncu",
         "-m ema_ops validate",
         "-m benchmarks.folding",
+        "tiles:-m benchmarks.precision",
     ):
         assert words in calls
     assert calls.count("setup.py --quiet build_ext --inplace") == 2
