@@ -14,10 +14,10 @@ import ema_ops
 
 from ..backends import MODULES, check_backend, choose, load, refusal
 from ..layout import as_rows
-from ..problem import DTYPES, Problem, check_count
+from ..problem import DTYPES, FLOAT8, Problem, check_count
 
 HELP = "show versions, devices, and which backends are usable or serve a given call, or why not"
-DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in (*DTYPES, FLOAT8)}
 MAX_BITS = 59  # so that 64 bits count the bytes of any dtype
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         shape = ",".join(map(str, args.shape))
         print(f"call    {shape} {args.dtype}, {args.bases} bases, {args.iters} iterations, {args.memory_order}")
         for device in _devices():
-            print(*explanation(problem._replace(device=device)), sep="\n")
+            print(*explanation(problem._replace(device=device), DTYPE_NAMES[args.dtype] == FLOAT8), sep="\n")
     return 0
 
 
@@ -81,12 +81,17 @@ def described(args: argparse.Namespace) -> Problem:
     return Problem.build(as_rows(x, layout, heads), bases, num_iters=num_iters, grad_iters=num_iters)
 
 
-def explanation(problem: Problem) -> list[str]:
-    """Lines that say which backend serves `problem` on its device, and of each backend why it does or does not."""
+def explanation(problem: Problem, float8: bool = False) -> list[str]:
+    """Lines that say which backend serves `problem` on its device, and of each backend why it does or does not.
+
+    With `float8`, its features have 8 bits.
+    """
     chosen, lines = None, []
     try:
-        chosen = choose(problem, None).name
-        lines.append(f"on {problem.device}: served by {chosen}")
+        backend = choose(problem, None)
+        chosen = backend.name
+        reads = "" if not float8 else ", as 8 bits" if backend.reads_float8(problem) else ", widened to bfloat16 first"
+        lines.append(f"on {problem.device}: served by {chosen}{reads}")
     except ValueError as error:
         lines.append(f"on {problem.device}: raises ValueError: {error}")
     why = "chosen by EMA_OPS_BACKEND" if os.environ.get("EMA_OPS_BACKEND") else "the first that can"

@@ -50,6 +50,13 @@ def test_call_on_the_processor(info):
     assert all(" cannot: " in line for line in report[:-1])
 
 
+def test_features_of_8_bits(info, monkeypatch):
+    call = ("--shape", "2,48,7,5", "--dtype", "float8_e4m3fn")
+    assert "on cpu: served by torch, widened to bfloat16 first" in info(*call)
+    monkeypatch.setattr(type(backends.load("torch")), "reads_float8", lambda self, problem: problem.channels == 48)
+    assert "on cpu: served by torch, as 8 bits" in info(*call)
+
+
 def test_binding_choice(info, monkeypatch):
     monkeypatch.setenv("EMA_OPS_BACKEND", "torch")
     assert "  torch   chosen by EMA_OPS_BACKEND" in info("--shape", "2,35,16")
