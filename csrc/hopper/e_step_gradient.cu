@@ -2,10 +2,7 @@
 // one runs beside the products of the other, and the warpgroups behind them keep the sums, each those of its channels.
 //
 // Both sets of rows stay in shared memory. Without an M-step there are no warpgroups behind: a group loads its own tiles.
-#include "../device/chunks.h"
-#include "feature_tile.h"
-#include "gradient_layout.h"
-#include "group_tile.h"
+#include "gradient_block.h"
 #include "store_sums.h"
 
 namespace ema::hopper {
@@ -29,28 +26,16 @@ constexpr int POSITIONS = GradientLayout::POSITIONS, GROUPS = GradientLayout::GR
 
 // What a block works on, and where it lies in shared memory.
 template <class V>
-struct Work {
+struct Work : GradientBlock<Args> {
   using Layout = GradientLayout;
   using Features = FeatureTile<V>;
   static constexpr int LOADERS = V::M_STEP ? V::M_GROUPS : 1;  // threads that load a tile, each the channels it adds up
   static constexpr int ROWS_BYTES = Layout::rows_bytes(V::CHANNELS), STAGE_BYTES = Layout::stage_bytes(V::CHANNELS);
-  const Args& args;
-  unsigned char* shared;
-  int image, matrices;  // sets of rows
-  int begin, count;     // tiles
+  int matrices;  // sets of rows
 
   EMA_DEVICE Work(const Args& args, unsigned char* shared)
-      : args(args), shared(shared), matrices(args.io.sums_rows != nullptr ? 2 : 1) {
-    // every role asks anew, or what all have in common would be spilled
-    const int block = opaque(blockIdx.x);
-    image = block / args.splits;
-    const TileRange tiles(args.positions, args.splits, block % args.splits, POSITIONS);
-    begin = tiles.begin, count = tiles.count();
-  }
+      : GradientBlock(args, shared), matrices(args.io.sums_rows != nullptr ? 2 : 1) {}
 
-  EMA_DEVICE int head() const { return image % args.heads; }
-  EMA_DEVICE int batch() const { return image / args.heads; }
-  EMA_DEVICE int position(int tile) const { return (begin + tile) * POSITIONS; }
   EMA_DEVICE Tile<uint16_t, 64> gradients(int group) const { return {shared + group * Layout::TILE_BYTES}; }
   EMA_DEVICE Tile<uint16_t, 64> responsibilities(int group) const { return gradients(GROUPS + group); }
   EMA_DEVICE float* statistics(int group) const {
@@ -78,15 +63,13 @@ struct Work {
     bases()[64 + base] = summed ? io.powers[padded] : 0.f;
     bases()[128 + base] = summed ? io.grad_mass[padded] : 0.f;
   }
-  EMA_DEVICE void prefetch() const {
+  // One thread, before the kernel waits for others.
+  EMA_DEVICE void prepare() const {
     prefetch_map(args.x);
     prefetch_map(args.logit_rows);
     prefetch_map(args.grad_logits);
     if (args.io.sums_rows != nullptr) prefetch_map(args.sums_rows);
     if (args.io.responsibilities != nullptr) prefetch_map(args.responsibilities);
-  }
-  // One thread prepares all barriers and loads the rows.
-  EMA_DEVICE void start() const {
     init_barrier(rows_full(), 1);
     for (int i = 0; i < args.stages; ++i) init_barrier(full(i), LOADERS);
     for (int i = 0; i < GROUPS; ++i) {
@@ -94,11 +77,12 @@ struct Work {
       init_barrier(taken(i), LOADERS);
     }
     publish_barriers();
+  }
+  // The same thread, afterwards.
+  EMA_DEVICE void load_all_rows() const {
     arrive_expecting(rows_full(), matrices * ROWS_BYTES);
-    for (int matrix = 0; matrix < matrices; ++matrix)
-      for (int box = 0; box < V::CHANNELS / 64; ++box)
-        copy_box(rows(matrix) + box * 64 * 128, matrix == 0 ? args.logit_rows : args.sums_rows, rows_full(), 64 * box, 0,
-                 head(), batch());
+    load_rows(rows(0), args.logit_rows, rows_full(), V::CHANNELS);
+    if (matrices == 2) load_rows(rows(1), args.sums_rows, rows_full(), V::CHANNELS);
   }
   // One thread loads the channels of a loader.
   EMA_DEVICE void load(int tile, int stage, int loader) const {
@@ -287,9 +271,9 @@ template <class V>
 __global__ void __launch_bounds__(V::THREADS, 1) e_step_gradient_kernel(const __grid_constant__ Args args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
-  if (threadIdx.x == 0) Work<V>(args, shared).prefetch();
+  if (threadIdx.x == 0) Work<V>(args, shared).prepare();
   wait_for_predecessors();
-  if (threadIdx.x == 0) Work<V>(args, shared).start();
+  if (threadIdx.x == 0) Work<V>(args, shared).load_all_rows();
   if (threadIdx.x < 64) Work<V>(args, shared).load_base(threadIdx.x);
   __syncthreads();
   const int group = __shfl_sync(~0u, threadIdx.x / GROUP, 0);

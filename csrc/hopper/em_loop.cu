@@ -13,18 +13,18 @@ __global__ void __launch_bounds__(THREADS, 1)
     em_loop_kernel(const __grid_constant__ LoopMaps maps, const __grid_constant__ LoopArgs args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
+  const LoopBlock<Shape> block(shared, args);
   if (threadIdx.x == 0) {
     prefetch_map(maps.x);
     prefetch_map(maps.first_rows);
     prefetch_map(maps.rows);
     prefetch_map(maps.y);
     prefetch_map(maps.y_lines);
+    block.init();
   }
-  wait_for_predecessors();
-  const LoopBlock<Shape> block(shared, args);
-  if (threadIdx.x == 0) block.init();
   __syncwarp();
   meet_cluster();
+  wait_for_predecessors();
   const int group = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
   if (group == 0) {
     take_registers<184>();

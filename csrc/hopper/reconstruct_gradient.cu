@@ -3,11 +3,7 @@
 // it, each for its channels, multiply the gradient of y by the responsibilities; the first of them loads.
 #include <algorithm>
 
-#include "../device/chunks.h"
-#include "feature_tile.h"
-#include "gradient_layout.h"
-#include "group_tile.h"
-#include "ring.h"
+#include "gradient_block.h"
 #include "store_sums.h"
 
 namespace ema::hopper {
@@ -19,37 +15,19 @@ struct Args {
   TensorMap x, grad_y, value_rows;
 };
 
-template <class Kind>
-struct Variant : Kind {
-  static constexpr int M_GROUPS = Kind::CHANNELS == 512 ? 2 : 1;
-  static constexpr int THREADS = (1 + M_GROUPS) * GROUP;
-};
-
 #if EMA_HOPPER
 constexpr int POSITIONS = GradientLayout::POSITIONS;
 
 // What a block works on, and where it lies in shared memory.
 template <class V>
-struct Work {
+struct Work : GradientBlock<Args> {
   using Layout = ReconstructGradientLayout;
   using Features = FeatureTile<V>;
   static constexpr int ROWS_BYTES = GradientLayout::rows_bytes(V::CHANNELS);
   static constexpr int TILE_BYTES = GradientLayout::stage_bytes(V::CHANNELS);  // of features
   static constexpr int STAGE_BYTES = Layout::stage_bytes(V::CHANNELS);
-  const Args& args;
-  unsigned char* shared;
-  int image, begin, count;  // tiles
+  using GradientBlock<Args>::GradientBlock;
 
-  EMA_DEVICE Work(const Args& args, unsigned char* shared) : args(args), shared(shared) {
-    // every role asks anew, or what all have in common would be spilled
-    const int block = opaque(blockIdx.x);
-    const TileRange tiles(args.positions, args.splits, block % args.splits, POSITIONS);
-    image = block / args.splits, begin = tiles.begin, count = tiles.count();
-  }
-
-  EMA_DEVICE int head() const { return image % args.heads; }
-  EMA_DEVICE int batch() const { return image / args.heads; }
-  EMA_DEVICE int position(int tile) const { return (begin + tile) * POSITIONS; }
   // two statistics of the softmax, then the bias of every base
   EMA_DEVICE float* maxima() const { return reinterpret_cast<float*>(shared); }
   EMA_DEVICE float* totals() const { return maxima() + Layout::STATISTICS; }
@@ -63,15 +41,20 @@ struct Work {
   EMA_DEVICE Features grad_y(int stage) const { return {x(stage).memory + TILE_BYTES}; }
   EMA_DEVICE unsigned char* z(int stage) const { return grad_y(stage).memory + TILE_BYTES; }
 
-  // One thread prepares all barriers and loads the value rows.
-  EMA_DEVICE void start() const {
+  // One thread, before the kernel waits for others.
+  EMA_DEVICE void prepare() const {
+    prefetch_map(args.x);
+    prefetch_map(args.grad_y);
+    prefetch_map(args.value_rows);
     init_barrier(rows_full(), 1);
     for (int i = 0; i < args.stages; ++i) init_barrier(z_full(i), GROUP_WARPS);
     x_ring().init(GROUP_WARPS);
     grad_y_ring().init(V::THREADS / 32);
+  }
+  // The same thread, afterwards.
+  EMA_DEVICE void load_value_rows() const {
     arrive_expecting(rows_full(), ROWS_BYTES);
-    for (int box = 0; box < V::CHANNELS / 64; ++box)
-      copy_box(value_rows() + box * 64 * 128, args.value_rows, rows_full(), 64 * box, 0, head(), batch());
+    load_rows(value_rows(), args.value_rows, rows_full(), V::CHANNELS);
   }
   // One thread for each base. Those beyond the last one get no share.
   EMA_DEVICE void load_bias(int base) const {
@@ -113,22 +96,7 @@ EMA_DEVICE void respond(const Work<V>& work) {
     store_positions<Math>(z, Tile<uint16_t, 64>{work.z(x.slot)});
     fence_copies();
     arrive_as_warp(work.z_full(x.slot));
-
-    float d[POSITIONS / 2];
-    begin_products();
-    work.grad_y(x.slot).multiply_rows(d, work.value_rows());
-    commit_products();
-    wait_for_products<0>();
-    settle(d);
-    grad_y.hand_back();
-#pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      const int position = work.position(i) + position_of(c);
-      if (position >= args.positions) continue;
-      float* line = args.io.products + (static_cast<int64_t>(work.image) * args.positions + position) * 64;
-      line[first_base()] = d[at(c)];
-      line[first_base() + 8] = d[at(c) + 2];
-    }
+    multiply_by_rows(work, i, grad_y);
   }
 }
 
@@ -171,13 +139,9 @@ template <class V>
 __global__ void __launch_bounds__(V::THREADS, 1) reconstruct_gradient_kernel(const __grid_constant__ Args args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
-  if (threadIdx.x == 0) {
-    prefetch_map(args.x);
-    prefetch_map(args.grad_y);
-    prefetch_map(args.value_rows);
-  }
+  if (threadIdx.x == 0) Work<V>(args, shared).prepare();
   wait_for_predecessors();
-  if (threadIdx.x == 0) Work<V>(args, shared).start();
+  if (threadIdx.x == 0) Work<V>(args, shared).load_value_rows();
   if (threadIdx.x < 64) Work<V>(args, shared).load_bias(threadIdx.x);
   __syncthreads();
   const int group = __shfl_sync(~0u, threadIdx.x / GROUP, 0);
@@ -203,7 +167,7 @@ cudaError_t reconstruct_gradient(const Problem& problem, const MStepPlan& plan, 
   if (error == cudaSuccess) error = make_tensor_map(&args.value_rows, as_matrices(problem, io.value_rows, 64, width), 64);
   if (error != cudaSuccess) return error;
   return with_kind(problem, std::max(io.x.channels, io.grad_y.channels), [&](auto kind) {
-    using V = Variant<decltype(kind)>;
+    using V = ReconstructVariant<decltype(kind)>;
     return launch(reconstruct_gradient_kernel<V>, dim3(problem.images() * plan.splits), dim3(V::THREADS),
                   plan.shared_memory, stream, args);
   });

@@ -2,9 +2,7 @@
 // the value rows, which stay in shared memory. Those behind it read it, each its channels, and multiply it by stored
 // responsibilities; there is no room for the features, of which these would be made, beside tiles that are shifted.
 #include "any_rows.h"
-#include "gradient_layout.h"
-#include "group_tile.h"
-#include "ring.h"
+#include "gradient_block.h"
 #include "store_sums.h"
 
 namespace ema::hopper {
@@ -16,37 +14,17 @@ struct Args {
   TensorMap value_rows, responsibilities;
 };
 
-template <class Kind>
-struct Variant : Kind {
-  static constexpr int M_GROUPS = Kind::CHANNELS == 512 ? 2 : 1;
-  static constexpr int THREADS = (1 + M_GROUPS) * GROUP;
-};
-
 #if EMA_HOPPER
-constexpr int POSITIONS = GradientLayout::POSITIONS;
-
 // What a block works on, and where it lies in shared memory.
 template <class V>
-struct Work {
+struct Work : GradientBlock<Args> {
   using Layout = RowsGradientLayout;
   using Features = FeatureTile<V>;
   static constexpr int ROWS_BYTES = GradientLayout::rows_bytes(V::CHANNELS);
   static constexpr int TILE_BYTES = GradientLayout::stage_bytes(V::CHANNELS);  // of features
   static constexpr int STAGE_BYTES = Layout::stage_bytes(V::CHANNELS);
-  const Args& args;
-  unsigned char* shared;
-  int image, begin, count;  // tiles
+  using GradientBlock<Args>::GradientBlock;
 
-  EMA_DEVICE Work(const Args& args, unsigned char* shared) : args(args), shared(shared) {
-    // every role asks anew, or what all have in common would be spilled
-    const int block = opaque(blockIdx.x);
-    const TileRange tiles(args.positions, args.splits, block % args.splits, POSITIONS);
-    image = block / args.splits, begin = tiles.begin, count = tiles.count();
-  }
-
-  EMA_DEVICE int head() const { return image % args.heads; }
-  EMA_DEVICE int batch() const { return image / args.heads; }
-  EMA_DEVICE int position(int tile) const { return (begin + tile) * POSITIONS; }
   EMA_DEVICE Barrier* rows_full() const { return reinterpret_cast<Barrier*>(shared); }
   EMA_DEVICE Ring ring() const { return {rows_full() + 1, args.stages}; }
   EMA_DEVICE unsigned char* value_rows() const { return shared + Layout::BARRIER_BYTES; }
@@ -57,39 +35,27 @@ struct Work {
     return {args.io.grad_y, head(), batch(), args.positions, GROUP_WARPS * part + opaque(threadIdx.x) % GROUP / 32};
   }
 
-  // One thread prepares all barriers and loads the value rows.
-  EMA_DEVICE void start() const {
+  // One thread, before the kernel waits for others.
+  EMA_DEVICE void prepare() const {
+    prefetch_map(args.value_rows);
+    prefetch_map(args.responsibilities);
     init_barrier(rows_full(), 1);
     ring().init(V::THREADS / 32, GROUP_WARPS * V::M_GROUPS);
+  }
+  // The same thread, afterwards.
+  EMA_DEVICE void load_value_rows() const {
     arrive_expecting(rows_full(), ROWS_BYTES);
-    for (int box = 0; box < V::CHANNELS / 64; ++box)
-      copy_box(value_rows() + box * 64 * 128, args.value_rows, rows_full(), 64 * box, 0, head(), batch());
+    load_rows(value_rows(), args.value_rows, rows_full(), V::CHANNELS);
   }
 };
 
-// grad_y value_rows^T. A thread has two bases of 8 positions.
 template <class V>
-EMA_DEVICE void multiply_by_rows(const Work<V>& work) {
-  const Args& args = work.args;
+EMA_DEVICE void multiply_tiles(const Work<V>& work) {
   Ring ring = work.ring();
   wait(work.rows_full(), 0);
   for (int i = 0; i < work.count; ++i, ring.advance()) {
-    float d[POSITIONS / 2];
     ring.wait_until_full();
-    begin_products();
-    work.grad_y(ring.slot).multiply_rows(d, work.value_rows());
-    commit_products();
-    wait_for_products<0>();
-    settle(d);
-    ring.hand_back();
-#pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      const int position = work.position(i) + position_of(c);
-      if (position >= args.positions) continue;
-      float* line = args.io.products + (static_cast<int64_t>(work.image) * args.positions + position) * 64;
-      line[first_base()] = d[at(c)];
-      line[first_base() + 8] = d[at(c) + 2];
-    }
+    multiply_by_rows(work, i, ring);
   }
 }
 
@@ -145,16 +111,13 @@ template <class V>
 __global__ void __launch_bounds__(V::THREADS, 1) rows_gradient_kernel(const __grid_constant__ Args args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
-  if (threadIdx.x == 0) {
-    prefetch_map(args.value_rows);
-    prefetch_map(args.responsibilities);
-  }
+  if (threadIdx.x == 0) Work<V>(args, shared).prepare();
   wait_for_predecessors();
-  if (threadIdx.x == 0) Work<V>(args, shared).start();
+  if (threadIdx.x == 0) Work<V>(args, shared).load_value_rows();
   __syncthreads();
   const int group = __shfl_sync(~0u, threadIdx.x / GROUP, 0);
   if (group == 0)
-    multiply_by_rows(Work<V>(args, shared));
+    multiply_tiles(Work<V>(args, shared));
   else
     add_up(Work<V>(args, shared), group - 1);
 #endif
@@ -171,10 +134,10 @@ cudaError_t rows_gradient(const Problem& problem, const MStepPlan& plan, const R
                             lines);
   if (error != cudaSuccess) return error;
   return with_kind(problem, io.grad_y.channels, [&](auto kind) -> cudaError_t {
-    using Kind = decltype(kind);
-    if constexpr (!Kind::POSITIONS_FASTEST) return cudaErrorInvalidValue;
-    else return launch(rows_gradient_kernel<Variant<Kind>>, dim3(problem.images() * plan.splits),
-                       dim3(Variant<Kind>::THREADS), plan.shared_memory, stream, args);
+    using V = ReconstructVariant<decltype(kind)>;
+    if constexpr (!V::POSITIONS_FASTEST) return cudaErrorInvalidValue;
+    else return launch(rows_gradient_kernel<V>, dim3(problem.images() * plan.splits), dim3(V::THREADS),
+                       plan.shared_memory, stream, args);
   });
 }
 
