@@ -141,8 +141,9 @@ EMA_DEVICE void make_gradients(const Work<V>& work, int group) {
     work.features(stage).multiply_rows(grad, work.rows(work.matrices - 1));
     commit_products();
     const int position = work.position(i);
-    // 0 beyond the last position; in turns, for some warps still read those of the last tile
-    float* weights = work.weights(group) + i / GROUPS % 2 * POSITIONS;
+    // 0 beyond the last position; in turns, for some warps still read those of the last tile. The address is made anew for
+    // every tile: there is no register for it
+    float* weights = work.weights(opaque(group)) + i / GROUPS % 2 * POSITIONS;
     if (group_thread() < POSITIONS)
       weights[group_thread()] =
           position_weight(args.io.weight, work.image, args.heads, position + group_thread(), args.positions);

@@ -80,7 +80,7 @@ TURNS = [
     Mutation(
         "Hopper's gradient: weights over those that some warps still read",
         HOPPER_GRADIENT,
-        "work.weights(group) + i / GROUPS % 2 * POSITIONS",
+        "work.weights(opaque(group)) + i / GROUPS % 2 * POSITIONS",
         "work.weights(group)",
         ("Hopper, few channels",),
     ),
