@@ -2,6 +2,7 @@
 // blocks of a cluster, through shared memory, and new bases go to all of them at once.
 #include "loop_e_step.h"
 #include "loop_m_step.h"
+#include "loop_reconstruction.h"
 
 namespace ema::hopper {
 namespace {
@@ -13,25 +14,26 @@ __global__ void __launch_bounds__(THREADS, 1)
     em_loop_kernel(const __grid_constant__ LoopMaps maps, const __grid_constant__ LoopArgs args) {
 #if EMA_HOPPER
   EMA_SHARED(shared);
-  const LoopBlock<Shape> block(shared, args);
   if (threadIdx.x == 0) {
     prefetch_map(maps.x);
     prefetch_map(maps.first_rows);
     prefetch_map(maps.rows);
     prefetch_map(maps.y);
     prefetch_map(maps.y_lines);
-    block.init();
+    LoopBlock<Shape>(shared, args).init();
   }
   __syncwarp();
   meet_cluster();
   wait_for_predecessors();
-  const int group = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
-  if (group == 0) {
+  auto block = [&] { return LoopBlock<Shape>(shared, args); };
+  auto group = [] { return __shfl_sync(~0u, opaque(threadIdx.x) / GROUP, 0); };
+  if (group() == 0) {
     take_registers<184>();
-    LoopEStep<Shape>(block, args).run();
+    LoopEStep<Shape>(block(), args).run();
   } else {
     give_registers<160>();
-    LoopMStep<Shape>(block, args, maps, group - 1).run();
+    LoopMStep<Shape>(block(), args, maps, group() - 1).run();
+    LoopReconstruction<Shape>(block(), args, maps, group() - 1).run();
   }
 #endif
 }

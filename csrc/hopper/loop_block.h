@@ -23,6 +23,7 @@ struct LoopMaps {
   TensorMap first_rows, rows;  // the bases of one block of a cluster: before the loop, and new ones
 };
 
+constexpr int WIDE_PANEL = 64 * CHUNK_BYTES;  // 64 channels of 64 lines
 constexpr int LOOP_TILE = TILE_POSITIONS, Z_PAIR_BYTES = 64 * CHUNK_BYTES;  // positions of a stage; responsibilities of two stages
 
 // Numbers of shared memory behind the stages: masses, factors of the staged sums, two exchanges, one for every warp.
@@ -64,7 +65,8 @@ struct LoopBlock {
     bases_full = z_loaded + Shape::STAGES / 2;
     bases_taken = bases_full + 1;
     rank = cluster_rank();
-    const int number = blockIdx.x / args.plan.cluster;
+    // every part asks anew, or what all have in common would be spilled
+    const int number = opaque(blockIdx.x) / args.plan.cluster;
     cluster = number % args.plan.clusters;
     image = number / args.plan.clusters;
     head = image % args.heads;

@@ -26,6 +26,7 @@ ALIGN, UNALIGNED_ROWS = "kernels/align_rows.cu", ("Hopper, unaligned rows", "Hop
 ODD_ROWS = ("Hopper, odd rows of images", "Hopper, odd rows of heads")
 SLOTS, STORE_SUMS = "kernels/add_slots.h", "hopper/store_sums.h"
 LOOP_E_STEP, LOOP_M_STEP, LOOP_SUMS = "hopper/loop_e_step.h", "hopper/loop_m_step.h", "hopper/loop_sums.h"
+LOOP_END = "hopper/loop_reconstruction.h"
 LONG_LOOP, SHARED_IMAGES = ("loop fp16, more tiles than stages",), ("loop, clusters of one image",)
 WAIT, WAIT_FOR_TOO_FEW = "copy_async_wait(next - 1 - i);", "copy_async_wait(next - i);"
 WAIT_EARLY, BARRIER = f"if (!late) {WAIT}", "__syncthreads();"
@@ -378,10 +379,10 @@ OTHERS = [
         "",
         LONG_LOOP,
     ),
-    Mutation("loop: y over a store that reads", LOOP_M_STEP, "wait_for_reads<1>();", "wait_for_reads<2>();", LONG_LOOP),
+    Mutation("loop: y over a store that reads", LOOP_END, "wait_for_reads<1>();", "wait_for_reads<2>();", LONG_LOOP),
     Mutation(
         "loop: reconstructed before the last bases",
-        LOOP_M_STEP,
+        LOOP_END,
         "    wait(block_.bases_full, args_.num_iters & 1);\n",
         "",
         ("loop",),
@@ -402,14 +403,14 @@ OTHERS = [
     ),
     Mutation(
         "loop: the end of a block over the positions of the next one",
-        LOOP_M_STEP,
+        LOOP_END,
         "if (POSITIONS_FASTEST && !whole) return",
         "if (POSITIONS_FASTEST && whole) return",
         ("loop image, clusters of one image",),
     ),
     Mutation(
         "loop: channels of y that are those of another part",
-        LOOP_M_STEP,
+        LOOP_END,
         "(half_ * HALF_PANELS + part) * WIDE_PANEL",
         "half_ * HALF_PANELS * WIDE_PANEL",
         ("loop image",),
