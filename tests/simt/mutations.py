@@ -26,7 +26,7 @@ ALIGN, UNALIGNED_ROWS = "kernels/align_rows.cu", ("Hopper, unaligned rows", "Hop
 ODD_ROWS = ("Hopper, odd rows of images", "Hopper, odd rows of heads")
 SLOTS, STORE_SUMS = "kernels/add_slots.h", "hopper/store_sums.h"
 LOOP_E_STEP, LOOP_M_STEP, LOOP_SUMS = "hopper/loop_e_step.h", "hopper/loop_m_step.h", "hopper/loop_sums.h"
-LOOP_END = "hopper/loop_reconstruction.h"
+LOOP_END, GRADIENT_BLOCK = "hopper/loop_reconstruction.h", "hopper/gradient_block.h"
 LONG_LOOP, SHARED_IMAGES = ("loop fp16, more tiles than stages",), ("loop, clusters of one image",)
 WAIT, WAIT_FOR_TOO_FEW = "copy_async_wait(next - 1 - i);", "copy_async_wait(next - i);"
 WAIT_EARLY, BARRIER = f"if (!late) {WAIT}", "__syncthreads();"
@@ -456,6 +456,13 @@ OTHERS = [
         "wait_for_products<0>();\n    ring.hand_back();",
         "ring.hand_back();\n    wait_for_products<0>();",
         ("Hopper, all channels", "Hopper"),
+    ),
+    Mutation(
+        "Hopper's reconstruction: products beyond the last position over those of the next image",
+        GRADIENT_BLOCK,
+        "    if (position >= work.args.positions) continue;\n",
+        "",
+        ("Hopper",),
     ),
     Mutation(
         "Hopper's reconstruction: channels of a warpgroup",
