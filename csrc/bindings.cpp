@@ -188,6 +188,16 @@ void bind_loop(py::module_& m) {
       },
       "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "initial"_a, "y"_a, "path"_a, "bases"_a, "mass"_a,
       "length"_a, released);
+  m.def("em_attend_bytes", &em_attend_bytes, "problem"_a, "plan"_a);
+  m.def(
+      "em_attend",
+      [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Weight& weight,
+         const Bases& initial, const Features& y, Address bases) {
+        Forward io{x, y, weight, initial};
+        io.bases = at(bases);
+        em_attend(begin(problem, plan, place), io, arena(place));
+      },
+      "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "initial"_a, "y"_a, "bases"_a, released);
   m.def("em_backward_bytes", &em_backward_bytes, "problem"_a, "plan"_a);
   m.def(
       "em_backward",

@@ -36,6 +36,21 @@ struct LoopSpace {
   }
 };
 
+// What only a gradient would read.
+void keep_in(Arena& arena, const Problem& problem, Forward& io) {
+  const int64_t columns = int64_t{problem.num_iters} * problem.images() * problem.num_bases;
+  io.path = arena.take_floats(columns * problem.channels);
+  io.mass = arena.take_floats(columns);
+  io.length = arena.take_floats(columns);
+}
+
+void take_forward(Arena& arena, const Problem& problem, const Plan& plan) {
+  if (plan.loop.one_launch)
+    LoopSpace(problem, plan.loop, arena);
+  else
+    ForwardSpace(problem, plan, arena);
+}
+
 void em_loop(const Call& call, const Forward& io, Arena workspace) {
   const Problem& problem = call.problem;
   LoopSpace space(problem, call.plan.loop, workspace);
@@ -79,10 +94,21 @@ void em_forward(const Call& call, const Forward& io, Arena workspace) {
 
 int64_t em_forward_bytes(const Problem& problem, const Plan& plan) {
   Arena arena;
-  if (plan.loop.one_launch)
-    LoopSpace(problem, plan.loop, arena);
-  else
-    ForwardSpace(problem, plan, arena);
+  take_forward(arena, problem, plan);
+  return arena.used();
+}
+
+void em_attend(const Call& call, const Forward& io, Arena workspace) {
+  Forward kept = io;
+  keep_in(workspace, call.problem, kept);
+  em_forward(call, kept, workspace);
+}
+
+int64_t em_attend_bytes(const Problem& problem, const Plan& plan) {
+  Arena arena;
+  Forward kept;
+  keep_in(arena, problem, kept);
+  take_forward(arena, problem, plan);
   return arena.used();
 }
 

@@ -16,6 +16,10 @@ struct Forward {
 void em_forward(const Call&, const Forward&, Arena workspace);
 int64_t em_forward_bytes(const Problem&, const Plan&);
 
+// em_forward where no gradient is wanted: path, mass and length lie in the workspace.
+void em_attend(const Call&, const Forward&, Arena workspace);
+int64_t em_attend_bytes(const Problem&, const Plan&);
+
 struct Backward {
   Features x, grad_y, grad_x;
   Weight weight;

@@ -7,16 +7,15 @@ average that has moved since.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import ops
-from .plain import is_plain
+from .plain import VALUES, is_plain
 from .problem import arithmetic_dtype
 
 
 def run(function, *arguments):
-    """`function.apply`, with as few layers of Python as it takes: where no derivative is wanted its operator alone."""
+    """`function.apply`, with as few layers of Python as it takes: where no derivative is wanted an operator alone."""
     # in a compiled graph the layers cost nothing
     if torch.compiler.is_compiling():
         return function.apply(*arguments)
@@ -33,14 +32,14 @@ def derivative_is_wanted(*arguments):
     # operators drop a tangent without a word, functions refuse it
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
+    return torch.is_grad_enabled() and any(x.requires_grad for x in arguments if type(x) not in VALUES)
 
 
 class EMAttentionFunction(torch.autograd.Function):
     """The whole loop: (y, last bases, path, masses, lengths) of x in any layout and bases [(B,) H, C, K]."""
 
     generate_vmap_rule = True
-    operator = ops.em_forward
+    operator = ops.em_attend
 
     @staticmethod
     def forward(x, bases, weight, moves_bases, layout, num_iters, grad_iters, scale, eps, eps_mode, backend):
@@ -244,8 +243,9 @@ for _name, _function in {
     torch.library.register_autograd(f"ema_ops::{_name}", _function.backward, setup_context=_function.setup_context)
 
 
-def _no_gradient(ctx, *grads):
-    raise NotImplementedError("em_unit has no gradient: call it under torch.no_grad(), or EMAUnit instead")
+for _name, _instead in {"em_attend": "ema_ops.em_attention", "em_unit": "EMAUnit"}.items():
 
+    def _no_gradient(ctx, *grads, name=_name, instead=_instead):
+        raise NotImplementedError(f"{name} has no gradient: call it under torch.no_grad(), or {instead} instead")
 
-torch.library.register_autograd("ema_ops::em_unit", _no_gradient, setup_context=lambda ctx, inputs, output: None)
+    torch.library.register_autograd(f"ema_ops::{_name}", _no_gradient, setup_context=lambda ctx, inputs, output: None)

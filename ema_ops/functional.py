@@ -242,9 +242,8 @@ def responsibilities(
 
 def as_autocast_would(x: Tensor) -> Tensor:
     """`x` as autocast would hand it to a matrix product."""
-    device_type = x.device.type
-    if x.dtype != torch.float64 and autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
+    if autocast_enabled(x) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
         # 8 bits stay as they are where the result is the same
         return x if x.dtype == FLOAT8 and dtype == arithmetic_dtype(FLOAT8) else x.to(dtype)
     return x

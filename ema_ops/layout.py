@@ -38,13 +38,11 @@ def as_rows(x: Tensor, layout: str, heads: int) -> Tensor:
 
 def from_rows(rows: Tensor, x: Tensor, layout: str) -> Tensor:
     """`rows` [B, H, N, C / H] in the shape of `x` but for its channels, dense, with the strides of `empty_like`."""
-    heads, channels = rows.shape[1], rows.shape[3]
-    sizes, strides, wanted = _result_strides(x.shape, x.stride(), layout, heads, channels)
-    got = rows.stride()
-    if all(got[dim] == wanted[dim] or rows.shape[dim] == 1 for dim in range(4)):
+    sizes, strides, fits = _result_strides(x.shape, x.stride(), layout, rows.shape, rows.stride())
+    if fits:
         return restrided(rows, sizes, strides)
     y = rows.new_empty_strided(sizes, strides)
-    as_rows(y, layout, heads).copy_(rows)
+    as_rows(y, layout, rows.shape[1]).copy_(rows)
     return y
 
 
@@ -80,14 +78,17 @@ _known_strides = lru_cache(maxsize=1024)(dense_strides)
 
 @lru_cache(maxsize=1024)
 def _result_strides(
-    shape: Sequence[int], like: Sequence[int], layout: str, heads: int, channels: int
-) -> tuple[list[int], list[int], list[int]]:
-    """`dense_strides` of what comes from rows with `heads` of `channels`, and the strides of such rows."""
+    shape: Sequence[int], like: Sequence[int], layout: str, rows: Sequence[int], got: Sequence[int]
+) -> tuple[list[int], list[int], bool]:
+    """`dense_strides` of what comes from `rows` [B, H, N, C / H], and whether the strides that they `got` fit."""
+    heads, channels = rows[1], rows[3]
     sizes, strides = dense_strides(shape, like, layout, channels if layout == "BHNC" else heads * channels)
     if layout == "BHNC":
-        return sizes, strides, strides
-    position, channel = (strides[-1], strides[1]) if layout == "BCN" else strides[-2:]
-    return sizes, strides, [strides[0], channels * channel, position, channel]
+        wanted = strides
+    else:
+        position, channel = (strides[-1], strides[1]) if layout == "BCN" else strides[-2:]
+        wanted = [strides[0], channels * channel, position, channel]
+    return sizes, strides, all(got[dim] == wanted[dim] or rows[dim] == 1 for dim in range(4))
 
 
 def as_own_tensor(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ float8_e4m3fn too, and so does `em_backward`, for the gradient of the bases.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,13 +20,15 @@ from .backends import choose, load
 from .backends.base import Backend
 from .layout import as_own_tensor, as_rows, empty_like, empty_like_order, from_rows
 from .plain import is_plain
-from .problem import FLOAT8, Problem, arithmetic_dtype, check_unit
+from .problem import FLOAT8, LoopOptions, Problem, arithmetic_dtype, check_unit, check_weight_values
 from .vmap import fold_into_batch
 
 _LOOP = "str layout, int num_iters, int grad_iters, float scale, float eps, str eps_mode"
 SCHEMAS = {
     "em_forward": f"(Tensor x, Tensor bases, Tensor? weight, bool moves_bases, {_LOOP}, str? backend)"
     " -> (Tensor y, Tensor bases, Tensor path, Tensor masses, Tensor lengths)",
+    "em_attend": f"(Tensor x, Tensor bases, Tensor? weight, bool moves_bases, {_LOOP}, str? backend)"
+    " -> (Tensor y, Tensor bases)",
     "em_backward": "(Tensor grad_y, Tensor? grad_bases, Tensor x, Tensor? weight, Tensor bases, Tensor path, "
     f"Tensor masses, Tensor lengths, bool need_bases, {_LOOP}, str? backend) -> (Tensor grad_x, Tensor grad_bases)",
     "em_folded_forward": "(Tensor x, Tensor bases, Tensor? weight, Tensor conv_weight, Tensor conv_bias, "
@@ -61,9 +64,8 @@ def _implement(body: Callable) -> Callable:
     """
 
     def run(*args: Any) -> Any:
-        device_type = args[0].device.type
-        if autocast_enabled(device_type):
-            with torch.autocast(device_type, enabled=False):
+        if autocast_enabled(args[0]):
+            with torch.autocast(args[0].device.type, enabled=False):
                 outputs = body(*args)
         else:
             outputs = body(*args)
@@ -76,9 +78,12 @@ def _implement(body: Callable) -> Callable:
     return lambda *args: run(*args) if is_plain(args) else operator(*args)
 
 
-def autocast_enabled(device_type: str) -> bool:
-    """Whether autocast is on; the meta device knows none."""
-    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+def autocast_enabled(x: Tensor) -> bool:
+    """Whether autocast is on for the device of `x`; the meta device knows none."""
+    # the common answer, without a look at the device
+    if not torch._C._is_any_autocast_enabled():
+        return False
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def _fake(body: Callable) -> Callable:
@@ -88,19 +93,68 @@ def _fake(body: Callable) -> Callable:
     return body
 
 
+@lru_cache(maxsize=1024)
+def _describe(
+    layout: str,
+    options: LoopOptions,
+    dtype: torch.dtype,
+    device: torch.device,
+    shape: torch.Size,
+    strides: tuple[int, ...],
+    bases: torch.Size,
+    weight: torch.Size | None,
+    logit_bias: torch.Size | None,
+    value_bases: torch.Size | None,
+) -> tuple[Problem, tuple[torch.Size, tuple[int, ...]] | None]:
+    """The problem of tensors of such sizes; sizes and strides of the rows, or None where bringing x to rows copies it.
+
+    Tensors without memory go through the same views and checks as others.
+    """
+    x = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    rows = as_rows(x, layout, bases[-3])
+    others = {"weight": weight, "logit_bias": logit_bias, "value_bases": value_bases}
+    problem = Problem.build(
+        rows,
+        torch.empty(bases, device="meta"),
+        **{name: None if sizes is None else torch.empty(sizes, device="meta") for name, sizes in others.items()},
+        **options._asdict(),
+    )
+    is_view = rows.untyped_storage()._cdata == x.untyped_storage()._cdata
+    return problem._replace(device=device), (rows.shape, rows.stride()) if is_view else None
+
+
 class _Call:
     """One call inside a body: rows, problem, and the small arguments expanded to the whole batch."""
 
     def __init__(
-        self, layout: str, backend: str | None, x: Tensor, bases: Tensor, weight: Tensor | None, **arguments: Any
+        self,
+        layout: str,
+        backend: str | None,
+        options: LoopOptions,
+        x: Tensor,
+        bases: Tensor,
+        weight: Tensor | None,
+        logit_bias: Tensor | None = None,
+        value_bases: Tensor | None = None,
     ) -> None:
-        self.x, self.layout = x, layout
-        self.heads = bases.shape[-3]
-        self.rows = as_rows(x, layout, self.heads)
-        self.problem = Problem.build(self.rows, bases, weight=weight, **arguments)
+        self.x, self.layout, shape = x, layout, bases.shape
+        self.heads = shape[-3]
+        self.problem, view = _describe(
+            layout, options, x.dtype, x.device, x.shape, x.stride(), shape,
+            None if weight is None else weight.shape,
+            None if logit_bias is None else logit_bias.shape,
+            None if value_bases is None else value_bases.shape,
+        )  # fmt: skip
+        if weight is not None:
+            check_weight_values(weight)
+        self.rows = as_rows(x, layout, self.heads) if view is None else x.as_strided(*view)
         chosen = choose(self.problem, backend)
         # nothing to launch: plain PyTorch knows what a sum over nothing is
         self.kernels: Backend = load("torch") if self.problem.is_empty else chosen
+
+    def readable_rows(self) -> Tensor:
+        """The rows as the backend's loop takes them."""
+        return self.rows if self.x.dtype != FLOAT8 or self.kernels.reads_float8(self.problem) else self.widened_rows()
 
     def widened_rows(self) -> Tensor:
         """The rows in the dtype of the problem, in their memory order."""
@@ -137,11 +191,10 @@ class _Call:
 def em_forward(x, bases, weight, moves_bases, layout, num_iters, grad_iters, scale, eps, eps_mode, backend):
     if moves_bases:
         _refuse_recomputation()
-    options = {"num_iters": num_iters, "grad_iters": grad_iters, "scale": scale, "eps": eps, "eps_mode": eps_mode}
-    call = _Call(layout, backend, x, bases, weight, **options)
-    reads_x = x.dtype != FLOAT8 or call.kernels.reads_float8(call.problem)
-    rows = call.rows if reads_x else call.widened_rows()
-    y, *saved = call.kernels.em_forward(call.problem, rows, call.expand_bases(bases), call.expand_weight(weight))
+    call = _Call(layout, backend, LoopOptions(num_iters, grad_iters, scale, eps, eps_mode), x, bases, weight)
+    y, *saved = call.kernels.em_forward(
+        call.problem, call.readable_rows(), call.expand_bases(bases), call.expand_weight(weight)
+    )
     return call.from_rows(y), *saved
 
 
@@ -159,12 +212,25 @@ def em_forward_fake(x, bases, weight, moves_bases, layout, num_iters, grad_iters
 
 
 @_implement
+def em_attend(x, bases, weight, moves_bases, layout, num_iters, grad_iters, scale, eps, eps_mode, backend):
+    if moves_bases:
+        _refuse_recomputation()
+    call = _Call(layout, backend, LoopOptions(num_iters, grad_iters, scale, eps, eps_mode), x, bases, weight)
+    y, last = call.kernels.em_attend(call.problem, call.readable_rows(), bases, call.expand_weight(weight))
+    return call.from_rows(y), last
+
+
+@_fake
+def em_attend_fake(x, bases, weight, moves_bases, layout, *others):
+    return _empty_like(x, layout), x.new_empty(x.shape[0], *bases.shape[-3:], dtype=_accumulate_dtype(x))
+
+
+@_implement
 def em_backward(
     grad_y, grad_bases, x, weight, bases, path, masses, lengths, need_bases,
     layout, num_iters, grad_iters, scale, eps, eps_mode, backend,
 ):  # fmt: skip
-    options = {"num_iters": num_iters, "grad_iters": grad_iters, "scale": scale, "eps": eps, "eps_mode": eps_mode}
-    call = _Call(layout, backend, x, bases, weight, **options)
+    call = _Call(layout, backend, LoopOptions(num_iters, grad_iters, scale, eps, eps_mode), x, bases, weight)
     grad_x, grad_initial = call.kernels.em_backward(
         call.problem, call.as_rows(grad_y), grad_bases, call.widened_rows(), call.expand_weight(weight),
         bases, path, masses, lengths, need_bases,
@@ -188,8 +254,7 @@ def em_folded_forward(
     if moves_bases:
         _refuse_recomputation()
     check_unit(x, bases, conv_weight=conv_weight, conv_bias=conv_bias)
-    options = {"num_iters": num_iters, "grad_iters": grad_iters, "scale": scale, "eps": eps, "eps_mode": eps_mode}
-    call = _Call(layout, backend, x, bases, weight, **options)
+    call = _Call(layout, backend, LoopOptions(num_iters, grad_iters, scale, eps, eps_mode), x, bases, weight)
     y, *saved = call.kernels.em_folded_forward(
         call.problem, call.rows, call.expand_bases(bases), call.expand_weight(weight),
         conv_weight.contiguous(), call.as_bias(conv_bias),
@@ -208,8 +273,7 @@ def em_folded_backward(
     grad_y, grad_bases, x, weight, conv_weight, conv_bias, bases, path, path_sums, masses, lengths, need_bases,
     layout, num_iters, grad_iters, scale, eps, eps_mode, backend,
 ):  # fmt: skip
-    options = {"num_iters": num_iters, "grad_iters": grad_iters, "scale": scale, "eps": eps, "eps_mode": eps_mode}
-    call = _Call(layout, backend, x, bases, weight, **options)
+    call = _Call(layout, backend, LoopOptions(num_iters, grad_iters, scale, eps, eps_mode), x, bases, weight)
     grad_x, grad_conv_weight, grad_conv_bias, grad_initial = call.kernels.em_folded_backward(
         call.problem, call.as_rows(grad_y), grad_bases, call.rows, call.expand_weight(weight),
         conv_weight.contiguous(), call.as_bias(conv_bias), bases, path, path_sums, masses, lengths, need_bases,
@@ -229,7 +293,7 @@ def em_folded_backward_fake(
 
 @_implement
 def em_step(x, bases, weight, logit_bias, layout, scale, backend):
-    call = _Call(layout, backend, x, bases, weight, logit_bias=logit_bias, scale=scale)
+    call = _Call(layout, backend, LoopOptions(scale=scale), x, bases, weight, logit_bias)
     return call.kernels.em_step(
         call.problem, call.rows, call.expand_bases(bases), call.expand_weight(weight), call.expand_bias(logit_bias)
     )
@@ -244,7 +308,7 @@ def em_step_fake(x, bases, weight, logit_bias, layout, scale, backend):
 
 @_implement
 def em_step_backward(grad_sums, grad_mass, x, bases, weight, logit_bias, layout, scale, backend):
-    call = _Call(layout, backend, x, bases, weight, logit_bias=logit_bias, scale=scale)
+    call = _Call(layout, backend, LoopOptions(scale=scale), x, bases, weight, logit_bias)
     grad_x, *small = call.kernels.em_step_backward(
         call.problem, grad_sums, grad_mass, call.rows, call.expand_bases(bases),
         call.expand_weight(weight), call.expand_bias(logit_bias),
@@ -259,7 +323,7 @@ def em_step_backward_fake(grad_sums, grad_mass, x, bases, weight, logit_bias, la
 
 @_implement
 def em_reconstruct(x, logit_bases, value_bases, logit_bias, layout, scale, backend):
-    call = _Call(layout, backend, x, logit_bases, None, value_bases=value_bases, logit_bias=logit_bias, scale=scale)
+    call = _Call(layout, backend, LoopOptions(scale=scale), x, logit_bases, None, logit_bias, value_bases)
     y = call.kernels.em_reconstruct(
         call.problem, call.rows, call.expand_bases(logit_bases), call.expand_bases(value_bases),
         call.expand_bias(logit_bias),
@@ -275,7 +339,7 @@ def em_reconstruct_fake(x, logit_bases, value_bases, logit_bias, layout, scale, 
 
 @_implement
 def em_reconstruct_backward(grad_y, x, logit_bases, value_bases, logit_bias, layout, scale, backend):
-    call = _Call(layout, backend, x, logit_bases, None, value_bases=value_bases, logit_bias=logit_bias, scale=scale)
+    call = _Call(layout, backend, LoopOptions(scale=scale), x, logit_bases, None, logit_bias, value_bases)
     grad_x, *small = call.kernels.em_reconstruct_backward(
         call.problem, call.as_rows(grad_y), call.rows, call.expand_bases(logit_bases),
         call.expand_bases(value_bases), call.expand_bias(logit_bias),
@@ -299,8 +363,8 @@ def em_unit(
     x, bases, weight, weight1, bias1, weight2, bias2, layout, num_iters, scale, eps, eps_mode, backend
 ):  # fmt: skip
     check_unit(x, bases, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2)
-    options = {"num_iters": num_iters, "scale": scale, "eps": eps, "eps_mode": eps_mode, "unit": True}
-    call = _Call(layout, backend, x, bases, weight, **options)
+    options = LoopOptions(num_iters, scale=scale, eps=eps, eps_mode=eps_mode, unit=True)
+    call = _Call(layout, backend, options, x, bases, weight)
     y, last = call.kernels.em_unit(
         call.problem, call.rows, call.expand_bases(bases), call.expand_weight(weight),
         weight1.to(x.dtype).contiguous(), call.as_bias(bias1), weight2.to(x.dtype).contiguous(), call.as_bias(bias2),

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet
+from torch._C import (
+    DispatchKey,
+    DispatchKeySet,
+    _dispatch_keys,
+    _dispatch_tls_local_include_set,
+    _len_torch_function_stack,
+)
+from torch._C._autograd import _profiler_enabled
 from torch.nn import Parameter
 
 _PLAIN_KEYS = 0
@@ -16,7 +23,8 @@ for _key in ("CPU", "CUDA", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "Autoc
 # what a thread includes that is in no mode; inference mode leaves the second one out
 _PLAIN_MODES = _PLAIN_KEYS | DispatchKeySet(DispatchKey.BackendSelect).raw_repr()
 
-_TENSORS, _VALUES = frozenset({Tensor, Parameter}), frozenset({bool, int, float, str, type(None)})
+VALUES = frozenset({bool, int, float, str, type(None)})  # what operators take beside tensors
+_TENSORS = frozenset({Tensor, Parameter})
 
 
 def is_plain(arguments: Iterable[Any]) -> bool:
@@ -28,14 +36,15 @@ def is_plain(arguments: Iterable[Any]) -> bool:
     """
     if (
         torch.compiler.is_compiling()
-        or torch._C._dispatch_tls_local_include_set().raw_repr() & ~_PLAIN_MODES
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._autograd._profiler_enabled()
+        or _dispatch_tls_local_include_set().raw_repr() & ~_PLAIN_MODES
+        or _len_torch_function_stack() > 0
+        or _profiler_enabled()
     ):
         return False
     for argument in arguments:
-        if type(argument) in _VALUES:
+        kind = type(argument)
+        if kind in VALUES:
             continue
-        if type(argument) not in _TENSORS or torch._C._dispatch_keys(argument).raw_repr() & ~_PLAIN_KEYS:
+        if kind not in _TENSORS or _dispatch_keys(argument).raw_repr() & ~_PLAIN_KEYS:
             return False
     return True

@@ -20,6 +20,7 @@ from .layout import memory_order
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FLOAT8 = torch.float8_e4m3fn  # of features in inference
+LOOP_DTYPES = (*DTYPES, FLOAT8)
 EPS_MODES = ("add", "max")
 MAX_COUNT = 2**31 - 1
 
@@ -37,7 +38,7 @@ def check_floating(name: str, value: Any, dtypes: tuple[torch.dtype, ...] = DTYP
 
 def check_loop_features(x: Any) -> None:
     """The dtype of `x` must be one that the whole loop takes: one of `DTYPES`, or `FLOAT8` without a gradient."""
-    check_floating("x", x, (*DTYPES, FLOAT8))
+    check_floating("x", x, LOOP_DTYPES)
     if x.dtype == FLOAT8 and x.requires_grad:
         raise ValueError(
             "x of float8_e4m3fn requires a gradient, but 8 bits are for inference: expected x.to(torch.bfloat16)"
@@ -61,17 +62,17 @@ def check_rows(x: Tensor) -> None:
 def check_bases(name: str, bases: Any, x: Tensor, *, channels: int | None) -> None:
     """`bases` must be [.., C, K] beside `x`; `channels=None` leaves its width free (value bases)."""
     check_floating(name, bases)
-    expected = "[C, K] or [B, C, K]" if x.dim() == 3 else "[H, C, K] or [B, H, C, K]"
-    if bases.dim() not in (x.dim() - 1, x.dim()):
-        raise ValueError(f"{name} has shape {_shape(bases)}: expected {expected} beside x {_shape(x)}")
-    if channels is not None and bases.shape[-2] != channels:
+    shape, rank = bases.shape, x.dim()
+    if len(shape) not in (rank - 1, rank):
+        raise ValueError(f"{name} has shape {_shape(bases)}: expected {_bases_of(rank)} beside x {_shape(x)}")
+    if channels is not None and shape[-2] != channels:
         raise ValueError(
-            f"{name} has shape {_shape(bases)}, {bases.shape[-2]} channels: expected {expected} with C = {channels}"
+            f"{name} has shape {_shape(bases)}, {shape[-2]} channels: expected {_bases_of(rank)} with C = {channels}"
         )
-    if bases.shape[-2] < 1 or bases.shape[-1] < 1:
+    if shape[-2] < 1 or shape[-1] < 1:
         raise ValueError(f"{name} has shape {_shape(bases)}: expected at least one channel and one base")
-    if x.dim() == 4 and bases.shape[-3] != x.shape[1]:
-        raise ValueError(f"{name} has shape {_shape(bases)}: expected {expected} with H = {x.shape[1]}")
+    if rank == 4 and shape[-3] != x.shape[1]:
+        raise ValueError(f"{name} has shape {_shape(bases)}: expected {_bases_of(rank)} with H = {x.shape[1]}")
     if bases.dtype == torch.float64 and x.dtype != torch.float64:
         raise TypeError(f"{name} is float64 beside x of {x.dtype}: expected float32 or the dtype of x")
     _check_device(name, bases, x)
@@ -90,6 +91,15 @@ def check_weight(weight: Any, x: Tensor, ranks: tuple[int, ...], expected: str) 
     if weight.requires_grad:
         raise ValueError("weight requires a gradient, but weights are constants: expected weight.detach()")
     _check_device("weight", weight, x)
+
+
+def check_weight_values(weight: Tensor) -> None:
+    """Finite numbers >= 0, looked at where that costs no synchronisation, or on request."""
+    checked = weight.device.type == "cpu" or os.environ.get("EMA_OPS_CHECK_VALUES") == "1"
+    if checked and weight.dtype != torch.bool:
+        wrong = weight[~((weight >= 0) & weight.isfinite())]
+        if wrong.numel() > 0:
+            raise ValueError(f"weight has the value {wrong[0].item():g}: expected finite numbers >= 0")
 
 
 def check_logit_bias(logit_bias: Any, x: Tensor, num_bases: int) -> None:
@@ -175,6 +185,17 @@ def check_unit(x: Tensor, bases: Tensor, **parameters: Tensor) -> None:
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     """In which features of `dtype` are multiplied, and y comes: for `FLOAT8` bfloat16, which has all of its numbers."""
     return torch.bfloat16 if dtype == FLOAT8 else dtype
+
+
+class LoopOptions(NamedTuple):
+    """The last fields of a `Problem`: what is neither size nor memory."""
+
+    num_iters: int = 1
+    grad_iters: int = 1
+    scale: float = 1.0
+    eps: float = 0.0
+    eps_mode: str = "add"
+    unit: bool = False
 
 
 class Problem(NamedTuple):
@@ -266,11 +287,11 @@ def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
 def _check_weight_sizes(weight: Tensor, full: tuple[int, ...]) -> None:
     if any(size not in (1, target) for size, target in zip(weight.shape, full, strict=True)):
         raise ValueError(f"weight has shape {_shape(weight)}: expected it to broadcast to {list(full)}")
-    checked = weight.device.type == "cpu" or os.environ.get("EMA_OPS_CHECK_VALUES") == "1"
-    if checked and weight.dtype != torch.bool:
-        wrong = weight[~((weight >= 0) & weight.isfinite())]
-        if wrong.numel() > 0:
-            raise ValueError(f"weight has the value {wrong[0].item():g}: expected finite numbers >= 0")
+
+
+def _bases_of(rank: int) -> str:
+    """The shapes of bases beside features of `rank` dimensions."""
+    return "[C, K] or [B, C, K]" if rank == 3 else "[H, C, K] or [B, H, C, K]"
 
 
 def _shape(tensor: Tensor) -> list[int]:

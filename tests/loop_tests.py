@@ -113,6 +113,21 @@ class LoopTests:
         assert torch.equal(y[:, :60], other_y[:, :60])
         check_forward(x, bases, backend, weight=mask)
 
+    @either_plan
+    def test_the_same_bits_without_a_gradient(self, backend, num_bases):
+        x, weight = make_features((2, 70, 24), torch.bfloat16, "image"), uniform(2, 70, seed=1)
+        heads = x.unflatten(2, (2, 12)).transpose(1, 2)
+        for features, bases, weights in (
+            (x, make_bases(24, num_bases), weight),
+            (x, make_bases(2, 24, num_bases), None),
+            (heads, make_bases(2, 12, num_bases), None),
+        ):
+            wanted, plain = (
+                ema_ops.em_attention(f, bases, num_iters=2, weight=weights, backend=backend)
+                for f in (features.clone().requires_grad_(), features)
+            )
+            assert_same_bits(wanted, plain)
+
     @dtypes
     @pytest.mark.parametrize("grad_iters", [1, 2, 3, 4])
     def test_gradient_through_the_last_iterations(self, backend, grad_iters, dtype):

@@ -155,11 +155,12 @@ def test_the_device_of_a_call_is_current_and_the_caller_s_comes_back(monkeypatch
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "device", guard)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda number: SimpleNamespace(cuda_stream=100 + number))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda number: 100 + number, raising=False)
 
     def launch():
-        with CudaBackend(CORE).current(torch.device("cuda", index)) as (number, stream):
-            assert (number, stream) == (index, 100 + index)
+        current, number, stream = CudaBackend(CORE).current(torch.device("cuda", index))
+        assert (number, stream) == (index, 100 + index)
+        with current:
             assert seen == entered[:1]
             raise RuntimeError("the launch failed")
 

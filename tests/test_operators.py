@@ -32,6 +32,8 @@ def arguments(layout, requires_grad, order, shared=True):
 def test_opcheck(layout, order, requires_grad):
     x, bases, weight, bias = arguments(layout, requires_grad, order, shared=order == "own")
     opcheck(OPS.em_forward.default, (x, bases, weight, False, layout, 3, 3, 1.0, 1e-6, "add", None))
+    if not requires_grad:
+        opcheck(OPS.em_attend.default, (x, bases, weight, False, layout, 3, 3, 1.0, 1e-6, "add", None))
     opcheck(OPS.em_step.default, (x, bases, weight, bias, layout, 1.0, None))
     opcheck(OPS.em_reconstruct.default, (x, bases, bases, bias, layout, 1.0, None))
 
@@ -78,6 +80,13 @@ def test_vmap_of_grad(in_dims):
     ]
     expected = tuple(torch.stack(grads) for grads in zip(*single, strict=True))
     torch.testing.assert_close(got, expected)
+
+
+def test_an_operator_without_a_gradient_says_so():
+    x, bases = features(2, 10, 6).requires_grad_(), unit_bases(1, 6, 4)
+    y, _ = OPS.em_attend(x, bases, None, False, "BNC", 3, 3, 1.0, 1e-6, "add", None)
+    with pytest.raises(NotImplementedError, match=r"em_attend has no gradient: .* ema_ops\.em_attention instead"):
+        y.sum().backward()
 
 
 def test_vmap_over_the_weight():

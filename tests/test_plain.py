@@ -6,7 +6,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ema_ops
-from ema_ops import ops
+from ema_ops import ops, reference
 from ema_ops.plain import is_plain
 
 X, BASES = torch.randn(2, 10, 6, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
@@ -79,13 +79,14 @@ def test_modes_and_the_profiler_see_the_operators(wanted):
     leaf = X.clone().requires_grad_(wanted)
     with Seen() as seen:
         y, _ = ema_ops.em_attention(leaf, BASES)
-    assert "ema_ops.em_forward.default" in seen.names
+    forward = "em_forward" if wanted else "em_attend"
+    assert f"ema_ops.{forward}.default" in seen.names
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         again, _ = ema_ops.em_attention(leaf, BASES)
         if wanted:
             again.sum().backward()
     names = {event.name for event in profile.events()}
-    assert "ema_ops::em_forward" in names
+    assert f"ema_ops::{forward}" in names
     assert ("ema_ops::em_backward" in names) == wanted
     torch.testing.assert_close(again, ema_ops.em_attention(leaf, BASES)[0], rtol=0, atol=0)
     assert y.shape == again.shape
@@ -106,3 +107,16 @@ def test_results_are_nobodys_view():
     y, _ = ema_ops.em_attention(X, BASES)
     assert not y._is_view()
     assert y.add_(1).shape == X.shape
+
+
+def test_calls_of_the_same_sizes_are_calls_of_their_own():
+    """What is remembered of a call are its sizes, not where its memory starts nor what is in it."""
+    whole = torch.randn(2, 20, 6, dtype=torch.float64)
+    parts = whole[:, :10], whole[:, 10:]
+    assert parts[0].stride() == parts[1].stride()
+    for part in parts:
+        torch.testing.assert_close(ema_ops.em_attention(part, BASES), reference.em_attention(part, BASES))
+    weight = torch.ones(2, 10)
+    ema_ops.em_attention(X, BASES, weight=weight)
+    with pytest.raises(ValueError, match="weight has the value -1"):
+        ema_ops.em_attention(X, BASES, weight=-weight)

@@ -16,7 +16,7 @@ class Backend(ABC):
     x [B, H, N, C] in `problem.dtype`, weight [B, H, N] in `problem.accumulate_dtype` or None, bases [B, H, C, K]
     and logit_bias [B, H, K] in any floating dtype (logit_bias may be None). Results named y and grad_x have the
     dtype and memory order of x (`empty_like_order`); all others are dense in `problem.accumulate_dtype`.
-    x of `em_forward` is in float8_e4m3fn, and y in `problem.dtype`, only where `reads_float8` says so.
+    x of `em_forward` and `em_attend` is in float8_e4m3fn, and y in `problem.dtype`, only where `reads_float8` says so.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Backend(ABC):
         """Why this backend cannot serve `problem`, or None if it can."""
 
     def reads_float8(self, problem: Problem) -> bool:
-        """Whether `em_forward` of `problem` takes x in float8_e4m3fn as it is; where not, it gets it widened."""
+        """Whether the loop of `problem` takes x in float8_e4m3fn as it is; where not, it gets it widened."""
         return False
 
     @abstractmethod
@@ -41,6 +41,11 @@ class Backend(ABC):
 
         `length` is the L2 norm over C of the mean features, before the bases are scaled to length one.
         """
+
+    def em_attend(self, problem: Problem, x: Tensor, bases: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`em_forward` where no gradient is wanted: y and the last bases; bases may be [H, C, K] too."""
+        y, last, *_ = self.em_forward(problem, x, bases.expand(problem.batch, *bases.shape[-3:]), weight)
+        return y, last
 
     @abstractmethod
     def em_backward(

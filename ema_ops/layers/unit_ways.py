@@ -82,7 +82,7 @@ def is_pointwise(convolution: nn.Conv2d) -> bool:
 def takes(convolution: nn.Conv2d, x: Tensor) -> bool:
     """Whether `convolution` takes `x` as it is or under autocast."""
     parameters = (convolution.weight,) if convolution.bias is None else (convolution.weight, convolution.bias)
-    if autocast_enabled(x.device.type):
+    if autocast_enabled(x):
         return all((p.dtype == torch.float64) == (x.dtype == torch.float64) for p in parameters)
     return all(p.dtype == x.dtype for p in parameters)
 
@@ -96,7 +96,7 @@ def is_one_operator(unit: EMAUnit, x: Tensor) -> bool:
         return False
     if not (is_pointwise(conv2) and takes(conv2, x)):
         return False
-    if autocast_enabled(x.device.type) and x.dtype not in (torch.float64, torch.get_autocast_dtype(x.device.type)):
+    if autocast_enabled(x) and x.dtype not in (torch.float64, torch.get_autocast_dtype(x.device.type)):
         # the convolutions would round to 16 bits, the sum with x would not
         return False
     used = (x, unit.attention.bases, conv1.weight, conv1.bias, conv2.weight, conv2.bias, norm.weight, norm.bias)

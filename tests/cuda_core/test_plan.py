@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 E_STEPS = ("e_step", "iteration", "gradient", "first_gradient", "last_gradient", "value_gradient")
 ENTRIES = (
     "em_forward", "em_backward", "em_step", "em_step_backward", "em_reconstruct", "em_reconstruct_backward",
-    "em_unit",
+    "em_attend", "em_unit",
 )  # fmt: skip
 GRID_LIMIT = 2**31 - 1
 

@@ -48,12 +48,34 @@ def test_the_workspace_is_as_large_as_it_says(emulated, monkeypatch, num_bases, 
     x, bases = make_features((2, 70, 40), dtype), make_bases(40, num_bases)
     guarded = GuardedCore(emulated.core)
     monkeypatch.setattr(emulated, "core", guarded)
-    run_loop(x, bases, "cuda", weight=torch.ones(2, 70) if weighted else None)
-    assert len(guarded.workspaces) == 2
+    weight = torch.ones(2, 70) if weighted else None
+    run_loop(x, bases, "cuda", weight=weight)
+    ema_ops.em_attention(x, bases, weight=weight, backend="cuda")
+    assert len(guarded.workspaces) == 3
     for memory, size in guarded.workspaces:
         assert (memory[size:] == 255).all()
         # the last piece is used
         assert (memory[size - 1024 : size] != 255).any()
+
+
+def test_tf32_may_change_between_two_calls(emulated, monkeypatch):
+    heard = []
+
+    class Listening(GuardedCore):
+        def em_attend(self, problem, *_):
+            heard.append(problem.tf32)
+
+    monkeypatch.setattr(emulated, "core", Listening(emulated.core))
+    x, bases = make_features((1, 40, 16), torch.float32), make_bases(16, 5)
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for precision in ("tf32", "ieee", "tf32"):
+            matmul.fp32_precision = precision
+            ema_ops.em_attention(x, bases, backend="cuda")
+    finally:
+        matmul.fp32_precision = before
+    assert heard == [True, False, True]
 
 
 @pytest.mark.parametrize("num_bases", [9, 70])

@@ -154,6 +154,7 @@ def install() -> None:
     }  # fmt: skip
     for name, value in replaced.items():
         setattr(torch.cuda, name, value)
+    torch._C._cuda_getCurrentRawStream = lambda index: 0
     torch.cuda.profiler.start, torch.cuda.profiler.stop = nothing(), nothing()
     torch.Generator = Generator
     torch.compile = lambda function, **_: function

@@ -52,8 +52,8 @@ def as_weight(weight: Tensor | None) -> tuple[int, ...]:
 
 
 def as_bases(bases: Tensor) -> tuple[int, ...]:
-    """Bases [B, H, C, K] in float32 as the core takes them."""
-    return bases.data_ptr(), *bases.stride()
+    """Bases [B, H, C, K] in float32, or [H, C, K] for all images, as the core takes them."""
+    return (bases.data_ptr(), *bases.stride()) if bases.dim() == 4 else (bases.data_ptr(), 0, *bases.stride())
 
 
 def in_float32(tensor: Tensor) -> Tensor:

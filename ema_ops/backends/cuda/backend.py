@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +39,8 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "
 MAX_BLOCKS = 2**31 - 1  # of one launch
 MAX_POSITIONS = 2**31 - 256  # a position is counted in 32 bits, a little beyond the last one too
 # entry points that may read the features more than once
-LOOPS = ("em_forward", "em_backward", "em_folded_forward", "em_folded_backward", "em_unit")
+LOOPS = ("em_forward", "em_attend", "em_backward", "em_folded_forward", "em_folded_backward", "em_unit")
+ALREADY_CURRENT = nullcontext()
 BUILD_RECORD = Path(__file__).parents[2] / "core_build.txt"  # what the installation said about the core
 
 
@@ -128,12 +128,12 @@ class CudaBackend(Backend):
         """Whether the core turns parts on by itself, by the size of a problem (csrc/hopper/defaults.h)."""
         return self.core.hopper_by_default and not os.environ.get("EMA_OPS_HOPPER")
 
-    @contextmanager
-    def current(self, device: torch.device) -> Iterator[tuple[int, int]]:
-        """Makes `device` the current one unless it is already; gives its number and its current stream."""
+    def current(self, device: torch.device) -> tuple[AbstractContextManager, int, int]:
+        """What makes `device` the current one, its number and its current stream."""
         index = device.index
-        with nullcontext() if torch.cuda.current_device() == index else torch.cuda.device(index):
-            yield index, torch.cuda.current_stream(index).cuda_stream
+        guard = ALREADY_CURRENT if torch.cuda.current_device() == index else torch.cuda.device(index)
+        # as compiled graphs ask for it: an object of the stream costs more than its launch
+        return guard, index, torch._C._cuda_getCurrentRawStream(index)
 
     def em_forward(self, problem, x, bases, weight):
         x = in_order(problem, x)
@@ -147,6 +147,15 @@ class CudaBackend(Backend):
             *map(address, (path, last, mass, length)),
         )  # fmt: skip
         return y, last, path, mass, length
+
+    def em_attend(self, problem, x, bases, weight):
+        x, bases = in_order(problem, x), in_float32(bases)
+        y, last = empty_like_order(x), empty(problem, problem.batch, problem.heads, problem.channels, problem.num_bases)
+        self._run(
+            "em_attend", problem, as_features(problem, x), as_weight(weight), as_bases(bases),
+            as_features(problem, y), address(last),
+        )  # fmt: skip
+        return y, last
 
     def em_backward(self, problem, grad_y, grad_bases, x, weight, bases, path, mass, length, need_bases):
         x, grad_y, grad_bases = in_order(problem, x), in_order(problem, grad_y), dense(grad_bases)
@@ -260,7 +269,8 @@ class CudaBackend(Backend):
         boxed = self.may_use_hopper() and all(map(can_be_boxed, arguments))
         described, plan, size = self.planned(entry, problem, tf32, boxed)
         workspace = torch.empty(size, dtype=torch.uint8, device=problem.device)
-        with self.current(problem.device) as (device, stream):
+        guard, device, stream = self.current(problem.device)
+        with guard:
             getattr(self.core, entry)(described, plan, (device, stream, workspace.data_ptr()), *arguments)
 
     def _plan(self, entry: str, problem: Problem, tf32: bool, boxed: bool) -> tuple[Any, Any, int]:
