@@ -354,10 +354,13 @@ Plan make_plan(const Problem& asked, const Device& device) {
   const Device backward = chosen(asked, device, hopper::BACKWARD_TILES);
   Problem problem = asked;
   problem.boxed = asked.boxed || serves_any_rows(asked, forward);
+  // e_step of csrc/hopper reads rows that start anywhere, and its products write them, also where nothing else is served
+  Problem once = problem;
+  once.boxed = problem.boxed || problem.positions_fastest;
   Plan plan;
   plan.loop = plan_loop(asked, forward);
-  plan.e_step = plan_e_step(problem, forward, {false, false, false});
-  plan.iteration = plan_e_step(problem, forward, {true, false, false});
+  plan.e_step = plan_e_step(once, forward, {false, false, false});
+  plan.iteration = plan_e_step(once, forward, {true, false, false});
   plan.any_rows = problem.boxed && !asked.boxed && plan.iteration.hopper && problem.positions_fastest;
   plan.copies = problem.boxed && !asked.boxed && !plan.any_rows;
   plan.gradient = plan_e_step(problem, backward, {true, true, false});
@@ -368,7 +371,7 @@ Plan make_plan(const Problem& asked, const Device& device) {
   plan.value_m_step = plan_m_step(problem, problem.value_channels, forward);
   plan.reconstruct_gradient = plan_reconstruct_gradient<hopper::ReconstructGradientLayout>(problem, backward);
   if (plan.any_rows) plan.rows_gradient = plan_reconstruct_gradient<hopper::RowsGradientLayout>(problem, backward);
-  plan.reconstruction = plan_products(problem, 1, problem.value_channels, forward);
+  plan.reconstruction = plan_products(once, 1, problem.value_channels, forward);
   plan.grad_x = plan_products(problem, 2 * problem.grad_iters, problem.channels, backward);
   plan.value_grad_x = plan_products(problem, 1, problem.channels, backward);
   plan.unit_tail = plan_unit_tail(asked, chosen(asked, device, hopper::UNIT_TILES));

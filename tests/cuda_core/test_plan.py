@@ -366,6 +366,27 @@ def test_copies_of_any_rows(core):
         assert (plan.copies, plan.any_rows) == (True, False)
 
 
+def test_rows_that_are_read_once(core):
+    """With positions fastest the E-step reads any rows, without a copy; what needs boxes stays portable."""
+
+    def served(**fields):
+        problem = paper(core, batch=16, num_iters=1, **fields)
+        plan = core.plan(problem, core.Device(132, 227 * KIB, True))
+        assert not plan.copies
+        assert not any(getattr(plan, name).hopper for name in (*GRADIENTS, *M_STEPS, "reconstruct_gradient", "grad_x"))
+        return {part.hopper for part in (plan.e_step, plan.iteration, plan.reconstruction)}
+
+    assert served(positions_fastest=True) == {True}
+    assert served(positions_fastest=False) == served(positions_fastest=True, num_bases=65) == {False}
+    plan = core.plan(paper(core, positions_fastest=True), core.Device(132, 227 * KIB))
+    assert not plan.iteration.hopper
+    boxed, unboxed = (paper(core, num_iters=1, positions_fastest=True, boxed=boxed) for boxed in (True, False))
+    used = [
+        core.em_forward_bytes(each, core.plan(each, core.Device(132, 227 * KIB, True))) for each in (boxed, unboxed)
+    ]
+    assert used[0] == used[1]
+
+
 GRADIENTS = ("gradient", "first_gradient", "last_gradient", "value_gradient")
 
 

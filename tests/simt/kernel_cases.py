@@ -99,6 +99,13 @@ CASES = {
         (1, 1, 275, 261), 33, bf16, order="BCN", offset=3, weighted=True, multiprocessors=1, hopper=True,
         options={"num_iters": 2, "scale": 0.3},
     ),
+    "Hopper, odd rows once": Case(
+        (1, 2, 77, 72), 9, fp16, order="BCN", offset=3, weighted=True, hopper=True, options={"num_iters": 1}
+    ),
+    "Hopper step, odd rows": Case((2, 1, 131, 40), 20, bf16, "step", order="BCN", weighted=True, hopper=True),
+    "Hopper reconstruct, odd rows": Case(
+        (2, 1, 45, 136), 33, bf16, "reconstruct", order="BCN", value_channels=40, hopper=True
+    ),
     "Hopper, unaligned rows": Case(
         (2, 2, 66, 67), 9, bf16, offset=3, weighted=True, hopper=True, options={"num_iters": 2}
     ),
