@@ -201,7 +201,7 @@ EMA_DEVICE void make_gradients(const Work<V>& work, int group) {
         masses[half] += value;
       }
     }
-    if (V::M_STEP && i >= GROUPS) wait(work.taken(group), i / GROUPS - 1 & 1);
+    if (V::M_STEP && i >= GROUPS) wait(work.taken(group), (i / GROUPS - 1) & 1);
     store_positions<Math>(grad, work.gradients(group));
     store_positions<Math>(z, work.responsibilities(group));
     fence_copies();

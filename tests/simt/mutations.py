@@ -332,7 +332,7 @@ OTHERS = [
     Mutation(
         "Hopper's gradient: tiles are replaced before the M-step has read them",
         HOPPER_GRADIENT,
-        "if (V::M_STEP && i >= GROUPS) wait(work.taken(group), i / GROUPS - 1 & 1);",
+        "if (V::M_STEP && i >= GROUPS) wait(work.taken(group), (i / GROUPS - 1) & 1);",
         "",
         ("Hopper", "Hopper, all channels"),
     ),
@@ -463,6 +463,13 @@ OTHERS = [
         "    if (position >= work.args.positions) continue;\n",
         "",
         ("Hopper",),
+    ),
+    Mutation(
+        "Hopper's reconstruction: value rows come before the kernels in front have ended",
+        HOPPER_VALUES,
+        "  wait_for_predecessors();\n  if (threadIdx.x == 0) Work<V>(args, shared).load_value_rows();",
+        "  if (threadIdx.x == 0) Work<V>(args, shared).load_value_rows();\n  wait_for_predecessors();",
+        ("Hopper, one position",),
     ),
     Mutation(
         "Hopper's reconstruction: channels of a warpgroup",

@@ -144,6 +144,11 @@ extern __thread Thread* self __attribute__((tls_model("initial-exec")));
 // Prints what went wrong, in which block and thread, and aborts.
 [[noreturn, gnu::format(printf, 2, 3)]] void fail(const Place& place, const char* format, ...);
 
+// Before a kernel reads or writes memory.
+inline void check_waited(const char* what, const Place& place) {
+  if (!self->has_waited) fail(place, "%s before the thread has waited for the kernels in front of its own", what);
+}
+
 // Waits for the lanes of `mask`; true for the last to arrive, which did not wait and goes on while the others are ready.
 bool meet_lanes(const char* operation, unsigned mask, const Place& place);
 void meet_block(const Place& place);
@@ -256,7 +261,12 @@ inline int __float_as_int(float value) { return static_cast<int>(__float_as_uint
 inline float __int_as_float(int bits) { return __uint_as_float(static_cast<unsigned>(bits)); }
 inline float rsqrtf(float value) { return 1.f / std::sqrt(value); }
 
+// As nvcc does; a struct that a call returns would be stored unseen by simt_watch.h. Not optimised, all would be too large.
+#ifdef __OPTIMIZE__
+#define EMA_DEVICE inline __attribute__((always_inline))
+#else
 #define EMA_DEVICE inline
+#endif
 #define EMA_SHARED(name) unsigned char* const name = simt::self->warp->block->shared
 
 namespace ema {

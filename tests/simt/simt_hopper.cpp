@@ -62,6 +62,7 @@ void check_place(const void* shared, int bytes, int alignment, const char* what,
 
 // The innermost coordinate of a box: one between two units of 16 bytes is an illegal instruction.
 void check_start(const int (&start)[4], const Place& place) {
+  simt::check_waited("a box", place);
   if (start[0] % 8 != 0) simt::fail(place, "a box from column %d on: expected a multiple of 8", start[0]);
 }
 

@@ -17,6 +17,7 @@ inline void check_shared(const void* p, const char* what, const Place& place) {
 }
 
 inline void check_global(const void* p, const char* what, const Place& place) {
+  simt::check_waited(what, place);
   if (reinterpret_cast<uintptr_t>(p) % 16 != 0) simt::fail(place, "%s from %p: expected a multiple of 16", what, p);
 }
 
