@@ -32,7 +32,11 @@ def derivative_is_wanted(*arguments):
     # operators drop a tangent without a word, functions refuse it
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(x.requires_grad for x in arguments if type(x) not in VALUES)
+    if torch.is_grad_enabled():
+        for argument in arguments:
+            if type(argument) not in VALUES and argument.requires_grad:
+                return True
+    return False
 
 
 class EMAttentionFunction(torch.autograd.Function):

@@ -157,12 +157,12 @@ class EMAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`forward` with another function, called like `apply_em_attention`; y and the last bases."""
         num_iters = self.num_iters if num_iters is None else check_count("num_iters", num_iters)
-        moves = self._moves_bases(update_bases)
-        self._check_features(x)
+        moves, bases = self._moves_bases(update_bases), self.bases
+        self._check_features(x, bases)
         weight = self._flat_weight(weight, x)
         y, last_bases = attend(
             x,
-            self.bases,
+            bases,
             weight,
             layout="BCN" if self.channel_dim == 1 else "BNC",
             num_iters=num_iters,
@@ -228,14 +228,14 @@ class EMAttention(nn.Module):
             return False
         return self.training if update_bases is None else update_bases
 
-    def _check_features(self, x: Any) -> None:
+    def _check_features(self, x: Any, bases: Tensor) -> None:
         check_loop_features(x)
-        layout = "[B, C, *spatial]" if self.channel_dim == 1 else "[B, *spatial, C]"
         if x.dim() < 3 or x.shape[self.channel_dim] != self.channels:
+            layout = "[B, C, *spatial]" if self.channel_dim == 1 else "[B, *spatial, C]"
             raise ValueError(f"x has shape {list(x.shape)}: expected {layout} with C = {self.channels}")
-        if x.device != self.bases.device:
-            raise ValueError(f"x is on {x.device}: expected {self.bases.device}, the device of the layer")
-        if self.bases.dtype == torch.float64 and x.dtype != torch.float64:
+        if x.device != bases.device:
+            raise ValueError(f"x is on {x.device}: expected {bases.device}, the device of the layer")
+        if bases.dtype == torch.float64 and x.dtype != torch.float64:
             raise TypeError(f"x has dtype {x.dtype}: expected torch.float64, the dtype of the layer")
 
     def _flat_weight(self, weight: Any, x: Tensor) -> Tensor | None:

@@ -48,13 +48,14 @@ def folding_is_faster(unit: EMAUnit, x: Tensor) -> bool:
 
 def refusal_to_fold(unit: EMAUnit) -> str | None:
     """Why the first convolution of `unit` cannot be folded into the bases, or None if it can."""
-    if unit.attention.num_heads > 1:
-        return f"num_heads is {unit.attention.num_heads}: expected 1, for with folding each head reads all channels"
-    for name, kind in (("conv1", nn.Conv2d), ("attention", EMAttention)):
-        reason = refusal_to_replace(getattr(unit, name), (kind,))
+    conv1, attention = unit.conv1, unit.attention
+    if attention.num_heads > 1:
+        return f"num_heads is {attention.num_heads}: expected 1, for with folding each head reads all channels"
+    for name, module, kind in (("conv1", conv1, nn.Conv2d), ("attention", attention, EMAttention)):
+        reason = refusal_to_replace(module, (kind,))
         if reason is not None:
             return f"{name} {reason}"
-    return None if is_pointwise(unit.conv1) else "conv1 is no 1x1 convolution of all channels to as many"
+    return None if is_pointwise(conv1) else "conv1 is no 1x1 convolution of all channels to as many"
 
 
 def refusal_to_replace(module: nn.Module, kinds: tuple[type, ...]) -> str | None:
@@ -81,17 +82,17 @@ def is_pointwise(convolution: nn.Conv2d) -> bool:
 
 def takes(convolution: nn.Conv2d, x: Tensor) -> bool:
     """Whether `convolution` takes `x` as it is or under autocast."""
-    parameters = (convolution.weight,) if convolution.bias is None else (convolution.weight, convolution.bias)
+    dtypes = {parameter.dtype for parameter in convolution._parameters.values() if parameter is not None}
     if autocast_enabled(x):
-        return all((p.dtype == torch.float64) == (x.dtype == torch.float64) for p in parameters)
-    return all(p.dtype == x.dtype for p in parameters)
+        return all((dtype == torch.float64) == (x.dtype == torch.float64) for dtype in dtypes)
+    return dtypes == {x.dtype}
 
 
 def is_one_operator(unit: EMAUnit, x: Tensor) -> bool:
     """Whether `ema_ops::em_unit` can do the work of the folded `unit` on `x`: in evaluation, without a gradient."""
-    if refusal_to_replace(unit.conv2, (nn.Conv2d,)) or refusal_to_replace(unit.norm, NORMS):
+    attention, conv1, conv2, norm = unit.attention, unit.conv1, unit.conv2, cast("nn.BatchNorm2d", unit.norm)
+    if refusal_to_replace(conv2, (nn.Conv2d,)) or refusal_to_replace(norm, NORMS):
         return False
-    conv1, conv2, norm = unit.conv1, unit.conv2, cast("nn.BatchNorm2d", unit.norm)
     if norm.training or norm.running_mean is None or norm.running_var is None:
         return False
     if not (is_pointwise(conv2) and takes(conv2, x)):
@@ -99,8 +100,10 @@ def is_one_operator(unit: EMAUnit, x: Tensor) -> bool:
     if autocast_enabled(x) and x.dtype not in (torch.float64, torch.get_autocast_dtype(x.device.type)):
         # the convolutions would round to 16 bits, the sum with x would not
         return False
-    used = (x, unit.attention.bases, conv1.weight, conv1.bias, conv2.weight, conv2.bias, norm.weight, norm.bias)
-    return not derivative_is_wanted(*used) and may_offer_unit(unit.attention.backend, x.device.type)
+    parameters = (parameter for module in (conv1, conv2, norm) for parameter in module._parameters.values())
+    return not derivative_is_wanted(x, attention.bases, *parameters) and may_offer_unit(
+        attention.backend, x.device.type
+    )
 
 
 def attend_folded(unit: EMAUnit) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -116,7 +119,8 @@ def run_as_one(unit: EMAUnit) -> Callable[..., tuple[Tensor, Tensor]]:
     """The whole unit in evaluation, called like `apply_em_attention`."""
 
     def run(x: Tensor, bases: Tensor, weight: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
-        weight1, bias1 = unit.conv1.weight.flatten(1), unit.conv1.bias
+        conv1 = unit.conv1
+        weight1, bias1 = conv1.weight.flatten(1), conv1.bias
         parameters = (weight1, weight1.new_zeros(len(weight1)) if bias1 is None else bias1, *folded_norm(unit))
         loop = (options[name] for name in ("layout", "num_iters", "scale", "eps", "eps_mode", "backend"))
         return ops.em_unit(x, bases, weight, *parameters, *loop)
@@ -127,10 +131,13 @@ def run_as_one(unit: EMAUnit) -> Callable[..., tuple[Tensor, Tensor]]:
 def folded_norm(unit: EMAUnit) -> tuple[Tensor, Tensor]:
     """The second convolution and its batch norm in evaluation as one: weight [C, C] and bias [C], not rounded."""
     conv, norm = unit.conv2, cast("nn.BatchNorm2d", unit.norm)
-    dtype = torch.float64 if conv.weight.dtype == torch.float64 else torch.float32
+    matrix, scale, shift, before = conv.weight.flatten(1), norm.weight, norm.bias, conv.bias
+    dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     mean, variance = (cast("Tensor", statistic).to(dtype) for statistic in (norm.running_mean, norm.running_var))
     gain = torch.rsqrt(variance + norm.eps)
-    if norm.weight is not None:
-        gain = gain * norm.weight
-    bias = gain * (-mean if conv.bias is None else conv.bias - mean)
-    return conv.weight.flatten(1) * gain.unsqueeze(1), bias if norm.bias is None else bias + norm.bias
+    if scale is not None:
+        gain = gain * scale
+    if before is not None:
+        mean = mean - before
+    bias = -gain * mean if shift is None else torch.addcmul(shift.to(dtype), gain, mean, value=-1)
+    return matrix * gain.unsqueeze(1), bias

@@ -13,7 +13,7 @@ from ...problem import Problem
 def in_order(problem: Problem, rows: Tensor) -> Tensor:
     """`rows` [B, H, N, C] with the innermost dimension of the problem's memory order dense: itself or a copy."""
     inner = 2 if problem.order == "BHCN" else 3
-    if rows.shape[inner] == 1 or rows.stride(inner) == 1:
+    if rows.stride(inner) == 1 or rows.shape[inner] == 1:
         return rows
     batch, heads, positions, channels = rows.shape
     shape = (batch, heads, channels, positions) if inner == 2 else (batch, heads, positions, channels)
