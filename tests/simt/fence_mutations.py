@@ -75,6 +75,26 @@ FENCES = [
     ),
 ]
 
+# what a kernel reads before those in front of it have ended
+WAITS = [
+    Mutation(
+        "Hopper's reconstruction: value rows come before the kernels in front have ended",
+        HOPPER_VALUES,
+        "  wait_for_predecessors();\n  if (threadIdx.x == 0) Work<V>(args, shared).load_value_rows();",
+        "  if (threadIdx.x == 0) Work<V>(args, shared).load_value_rows();\n  wait_for_predecessors();",
+        ("Hopper, one position",),
+    ),
+    Mutation(
+        "Hopper's gradient: numbers of the bases are read before the kernels in front have ended",
+        HOPPER_GRADIENT,
+        "  wait_for_predecessors();\n  if (threadIdx.x == 0) Work<V>(args, shared).load_all_rows();\n"
+        "  if (threadIdx.x < 64) Work<V>(args, shared).load_base(threadIdx.x);",
+        "  if (threadIdx.x < 64) Work<V>(args, shared).load_base(threadIdx.x);\n  wait_for_predecessors();\n"
+        "  if (threadIdx.x == 0) Work<V>(args, shared).load_all_rows();",
+        ("Hopper, one position",),
+    ),
+]
+
 # a warp or a block must be slower than all others to show them
 TURNS = [
     Mutation(

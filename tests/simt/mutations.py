@@ -465,13 +465,6 @@ OTHERS = [
         ("Hopper",),
     ),
     Mutation(
-        "Hopper's reconstruction: value rows come before the kernels in front have ended",
-        HOPPER_VALUES,
-        "  wait_for_predecessors();\n  if (threadIdx.x == 0) Work<V>(args, shared).load_value_rows();",
-        "  if (threadIdx.x == 0) Work<V>(args, shared).load_value_rows();\n  wait_for_predecessors();",
-        ("Hopper, one position",),
-    ),
-    Mutation(
         "Hopper's reconstruction: channels of a warpgroup",
         HOPPER_VALUES,
         "work.z(ring.slot), part * (COLUMNS / 64));",

@@ -2,6 +2,7 @@
 #include "simt_machine.h"
 #include "simt_watch.h"
 
+#include <dlfcn.h>
 #include <sys/mman.h>
 
 #include <cstdarg>
@@ -30,6 +31,17 @@ constexpr size_t STACK = 128 << 10;
 
 }  // namespace
 
+bool Machine::owns(const void* p) const {
+  constexpr size_t most_of_launch = 64 << 10;  // bytes of the stack that it starts from
+  Dl_info image;
+  auto within = [p](const void* begin, size_t bytes) {
+    return reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(begin) < bytes;
+  };
+  auto holds = [&](const auto& objects) { return within(objects.data(), objects.size() * sizeof objects[0]); };
+  return holds(threads_) || holds(warps_) || holds(blocks_) || within(stacks_, stack_count_ * STACK) ||
+         within(launch_frame_, most_of_launch) || within(&self, sizeof self) || dladdr(p, &image) != 0;
+}
+
 void Machine::prepare(const Launch& launch) {
   const size_t blocks = launch.together, count = blocks * launch.threads;
   if (stack_count_ < count) {
@@ -47,6 +59,7 @@ void Machine::prepare(const Launch& launch) {
     stack_count_ = count;
     for (size_t i = 0; i < std::min(count, GUARDED); ++i) mprotect(stacks_ + i * STACK, GUARD, PROT_NONE);
   }
+  launch_frame_ = launch.frame;
   threads_.resize(count);
   warps_.resize(blocks * ((launch.threads + 31) / 32));
   warpgroups_.resize(blocks * ((launch.threads + 127) / 128));

@@ -278,11 +278,12 @@ inline void wait_for_predecessors() { simt::self->has_waited = true; }
 template <class... P, class... A>
 cudaError_t launch_clusters(void (*kernel)(P...), dim3 grid, dim3 block, int cluster, bool cooperative, int shared_bytes,
                             cudaStream_t, A... args) {
-  return simt::run(grid, block, cluster, cooperative, shared_bytes, [&, overlap = overlap_launches] {
+  const auto thread = [&, overlap = overlap_launches] {
     simt::self->has_waited = !overlap;
     kernel(args...);
     if (!simt::self->has_waited) simt::fail(simt::Place::here(), "the kernel never waited for its predecessors");
-  });
+  };
+  return simt::run(grid, block, cluster, cooperative, shared_bytes, std::cref(thread));
 }
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream, A... args) {

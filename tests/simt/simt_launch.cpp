@@ -36,7 +36,7 @@ cudaError_t run(dim3 grid, dim3 block, int cluster, bool cooperative, int shared
   gridDim = grid;
   const int blocks = static_cast<int>(grid.x * grid.y * grid.z), together = cooperative ? blocks : cluster;
   const Launch launch{grid, static_cast<int>(block.x * block.y * block.z), shared_bytes, cluster, together, &kernel,
-                      Order()};
+                      Order(), __builtin_frame_address(0)};
   const std::vector<int> numbers = launch.order(blocks / together, 0);
   const size_t workers = std::min<size_t>(processors(), numbers.size());
   while (machines.size() < workers) machines.push_back(std::make_unique<Machine>());

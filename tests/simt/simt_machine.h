@@ -40,6 +40,7 @@ struct Launch {
   int cluster, together;  // blocks
   const std::function<void()>* kernel;
   Order order;
+  const void* frame;  // of the launch
 };
 
 struct Action {
@@ -61,6 +62,8 @@ class Machine {
   void happened(const void* awaited);
   bool at_once();
   bool all_blocks_run() const { return all_blocks_run_; }
+  // Whether `p` is part of the machine: its threads, warps and blocks, a stack, that of the launch too, or a global.
+  bool owns(const void* p) const;
   void later(const Block* target, const Place& place, std::function<void()> action);
 
  private:
@@ -94,6 +97,7 @@ class Machine {
   std::mt19937 random_;
   Fiber main_;
   const std::function<void()>* kernel_ = nullptr;
+  const void* launch_frame_ = nullptr;
   unsigned char* stacks_ = nullptr;
   size_t stack_count_ = 0;
 };

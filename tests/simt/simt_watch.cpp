@@ -3,6 +3,8 @@
 
 #include <unordered_map>
 
+#include "simt_machine.h"
+
 namespace simt {
 namespace {
 
@@ -80,16 +82,27 @@ void forget_memory_writes() { memory_writers.clear(); }
 
 namespace {
 
+// Memory is for a kernel when those in front of it have ended. Of the place only the last meeting before is known.
+void check_memory(const void* p, const char* what) {
+  if (self->has_waited || self->warp->block->contains(p, 1) || machine->owns(p)) return;
+  check_waited(what, self->place.file != nullptr ? self->place : Place{"no meeting", 0});
+}
+
+void report_read(const void* p) {
+  if (self != nullptr) check_memory(p, "a read of memory");
+}
 void report_write(const void* p, size_t bytes) {
-  if (self != nullptr) wrote(p, bytes, *self);
+  if (self == nullptr) return;
+  check_memory(p, "a write to memory");
+  wrote(p, bytes, *self);
 }
 
 }  // namespace
 }  // namespace simt
 
 #define EMA_SIMT_ACCESSES(bytes) \
-  void __tsan_read##bytes(void*) {} \
-  void __tsan_unaligned_read##bytes(void*) {} \
+  void __tsan_read##bytes(void* p) { simt::report_read(p); } \
+  void __tsan_unaligned_read##bytes(void* p) { simt::report_read(p); } \
   void __tsan_write##bytes(void* p) { simt::report_write(p, bytes); } \
   void __tsan_unaligned_write##bytes(void* p) { simt::report_write(p, bytes); }
 
@@ -100,7 +113,7 @@ EMA_SIMT_ACCESSES(2)
 EMA_SIMT_ACCESSES(4)
 EMA_SIMT_ACCESSES(8)
 EMA_SIMT_ACCESSES(16)
-void __tsan_read_range(void*, size_t) {}
+void __tsan_read_range(void* p, size_t) { simt::report_read(p); }
 void __tsan_write_range(void* p, size_t bytes) { simt::report_write(p, bytes); }
 void __tsan_init() {}
 }

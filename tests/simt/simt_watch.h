@@ -1,5 +1,6 @@
 // Who wrote what without telling the hardware that works beside the threads: copies of boxes and products see what a
-// thread wrote to shared memory after its fence_copies, and to memory after its fence_copies_of_memory. The kernels of
+// thread wrote to shared memory after its fence_copies, and to memory after its fence_copies_of_memory. And who reads or
+// writes memory before it has waited for the kernels in front of its own, where these may still run. The kernels of
 // csrc/hopper are compiled with a call for every access to memory (emulation.py), but g++ makes none where a call returns
 // a struct to memory: EMA_DEVICE is inlined, a lambda may not be. Part of the machine behind simt.h.
 #pragma once
