@@ -145,6 +145,7 @@ void bind_plan(py::module_& m) {
       .def_readwrite("slots", &UnitTailPlan::slots)
       .def_readwrite("shared_memory", &UnitTailPlan::shared_memory)
       .def_readwrite("hopper", &UnitTailPlan::hopper)
+      .def_readwrite("any_rows", &UnitTailPlan::any_rows)
       .def_readwrite("splits", &UnitTailPlan::splits)
       .def_readwrite("cluster", &UnitTailPlan::cluster);
   py::class_<LoopPlan>(m, "LoopPlan")

@@ -288,10 +288,14 @@ UnitTailPlan plan_unit_tail(const Problem& problem, const Device& device) {
   const int size = element_size(problem.dtype);
   const int kept = TILE * padded_bases(problem.num_bases) * size + TILE * CHUNK_BYTES;
   UnitTailPlan plan;
+  Problem any_rows = problem;
+  any_rows.boxed = problem.boxed || problem.positions_fastest;
   // rows of the weight start at multiples of 16 bytes too
-  plan.hopper = for_hopper(problem, device) && problem.channels % 8 == 0;
+  plan.hopper = for_hopper(any_rows, device) && problem.channels % 8 == 0;
   if (plan.hopper) {
-    const int rest = hopper::UNIT_TAIL_GROUPS_BYTES + BARRIER_BYTES;
+    plan.any_rows = !problem.boxed;
+    const int rest = hopper::UNIT_TAIL_GROUPS_BYTES + hopper::UNIT_TAIL_BARRIER_BYTES +
+                     (plan.any_rows ? hopper::UNIT_TAIL_ENDS_BYTES : 0);
     plan.slots = (device.shared_memory - rest) / hopper::UNIT_TAIL_SLOT_BYTES;
     plan.shared_memory = plan.slots * hopper::UNIT_TAIL_SLOT_BYTES + rest;
     split_unit_tail(plan, problem, device);
@@ -375,7 +379,10 @@ Plan make_plan(const Problem& asked, const Device& device) {
   plan.grad_x = plan_products(problem, 2 * problem.grad_iters, problem.channels, backward);
   plan.value_grad_x = plan_products(problem, 1, problem.channels, backward);
   plan.unit_tail = plan_unit_tail(asked, chosen(asked, device, hopper::UNIT_TILES));
-  plan.end_iteration = for_hopper(asked, forward) && problem.channels <= 64 * hopper::END_ITERATION_BLOCKS;
+  // it reads no features
+  Problem between = asked;
+  between.boxed = true;
+  plan.end_iteration = for_hopper(between, forward) && problem.channels <= 64 * hopper::END_ITERATION_BLOCKS;
   plan.overlap = forward.overlap;
   return plan;
 }

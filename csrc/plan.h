@@ -57,6 +57,7 @@ struct UnitTailPlan {
   int slots = 1;          // pieces of bases and of the weight in shared memory
   int shared_memory = 0;  // bytes
   bool hopper = false;    // by the kernels of csrc/hopper
+  bool any_rows = false;  // with positions fastest, of x or y that cannot be boxed
   int splits = 1;
   int cluster = 1;        // blocks
 };

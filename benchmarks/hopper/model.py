@@ -21,6 +21,7 @@ FILL = 1500.0  # of the pipeline when a kernel starts, assumed
 TAIL = 1000.0  # the last tile, alone, assumed
 SECTORS = 1.25  # bytes of L2 for a byte of rows that start anywhere: 64 of them lie in two or three sectors of 32
 SHIFT_RATE = 50.0  # bytes of such rows that warps shift in a clock, beside their products, assumed
+STORE_RATE = 40.0  # bytes of them that the threads of the end of the unit store in a clock, between products, assumed
 UNIT_TILE, UNIT_OUTPUTS = 128, 256  # positions and channels of a tile of the end of the unit
 PRODUCTS_OUTPUTS = 128  # channels of a block of the reconstruction or the gradient of the features
 
@@ -158,8 +159,11 @@ def between_iterations(shape: Shape, together: bool) -> float:
     return slots + own_launch + 2 * FILL + 2 * convolution + normalisation
 
 
-def end_of_unit(shape: Shape, cluster: int) -> float:
-    """Clocks from the last responsibilities to y; the blocks of a cluster read the weight and the bases once."""
+def end_of_unit(shape: Shape, cluster: int, aligned: bool = True) -> float:
+    """Clocks from the last responsibilities to y; the blocks of a cluster read the weight and the bases once.
+
+    Not `aligned`: a warp for 64 positions shifts x beside the products, and the threads that multiply store y.
+    """
     groups = shape.batch * -(-shape.channels // UNIT_OUTPUTS)
     tiles = groups * -(-shape.positions // (cluster * UNIT_TILE))  # of a cluster
     turns = -(-tiles // (MULTIPROCESSORS // cluster))
@@ -167,7 +171,11 @@ def end_of_unit(shape: Shape, cluster: int) -> float:
     rebuilt, convolved = (2 * UNIT_TILE * shape.channels * width for width in (BASES, UNIT_OUTPUTS))
     loaded = 2 * (BASES + UNIT_OUTPUTS) * shape.channels * tiles
     others = 2 * shape.feature_bytes + 2 * shape.responsibility_bytes
-    arithmetic = turns * (rebuilt + convolved) / PRODUCT_RATE + TAIL
+    of_tile, result = (rebuilt + convolved) / PRODUCT_RATE, 2 * UNIT_TILE * UNIT_OUTPUTS
+    if not aligned:
+        of_tile = max(of_tile, 4 * result / SHIFT_RATE) + result / STORE_RATE
+        others += (SECTORS - 1) * shape.feature_bytes
+    arithmetic = turns * of_tile + TAIL
     memory = 2 * shape.feature_bytes / min(MEMORY_RATE, PORT_RATE * active)
     cache = (loaded + others) / CACHE_RATE
     port = (cluster * loaded + others) / (PORT_RATE * active)
@@ -177,7 +185,7 @@ def end_of_unit(shape: Shape, cluster: int) -> float:
 def unit(shape: Shape, *, aligned: bool = True, together: bool = True, pairs: bool = True) -> dict[str, float]:
     """Microseconds of the parts of the unit in evaluation; its end in `pairs` of blocks where that is faster."""
     loop = forward(shape, aligned=aligned)
-    end = min(end_of_unit(shape, cluster) for cluster in ((1, 2) if pairs else (1,)))
+    end = min(end_of_unit(shape, cluster, aligned) for cluster in ((1, 2) if pairs else (1,)))
     return {
         "iterations": loop["first iteration"] + loop["other iterations"],
         "between them": between_iterations(shape, together) * shape.num_iters / CLOCK * 1e6,

@@ -17,6 +17,8 @@ constexpr int PRODUCTS_RESULT_BYTES = 2 * PRODUCTS_TILE * PRODUCTS_TILE * 2;
 // the warpgroups have for themselves, y and responsibilities of two tiles.
 constexpr int UNIT_TAIL_POSITIONS = 128, UNIT_TAIL_OUTPUTS = 256, UNIT_TAIL_SLOT_BYTES = (64 + UNIT_TAIL_OUTPUTS) * 128;
 constexpr int UNIT_TAIL_GROUPS_BYTES = 2 * UNIT_TAIL_POSITIONS * (UNIT_TAIL_OUTPUTS + 2 * 64);
+constexpr int UNIT_TAIL_BARRIER_BYTES = 128;
+constexpr int UNIT_TAIL_ENDS_BYTES = UNIT_TAIL_POSITIONS / 64 * UNIT_TAIL_OUTPUTS * 16;  // of x whose rows start anywhere
 
 // e_step: channels at most, and the padded ones of the kernel that serves some: what lies beyond arrives as zeros.
 constexpr int E_STEP_CHANNELS = 512;

@@ -10,6 +10,7 @@
 #include "hopper.h"
 #include "ring.h"
 #include "share.h"
+#include "store_rows.h"
 
 namespace ema::hopper {
 namespace {
@@ -76,24 +77,6 @@ EMA_DEVICE void write_result(const float (&d)[64], unsigned char* result, float 
       *reinterpret_cast<uint32_t*>(box.at(row + 8 * half, j % 8 * 8 + column)) =
           rounded(d[4 * j + 2 * half]) | rounded(d[4 * j + 2 * half + 1]) << 16;
     }
-}
-
-// The part of such a result from (row, column) of a matrix on that lies within it, wherever its rows start: whole aligned
-// units of 16 bytes, and single numbers at both ends. All threads of the warpgroup take part.
-EMA_DEVICE void store_rows(unsigned char* result, const Matrix<uint16_t>& out, int row, int column) {
-  constexpr int UNIT = 8, UNITS = PRODUCTS_TILE / UNIT + 1;  // of a row: it may begin within one
-  const int end = min(PRODUCTS_TILE, out.columns - column), rows = min(64, out.rows - row);
-  for (int i = threadIdx.x % 128; i < rows * UNITS; i += 128) {
-    const int r = i / UNITS;
-    auto at = [&](int c) { return Tile<uint16_t, 64>{result + c / 64 * BOX_BYTES}.at(r, c % 64); };
-    auto unit = [&](int number) { return *reinterpret_cast<const uint4*>(at(min(number, UNITS - 2) * UNIT)); };
-    uint16_t* target = out.data + (row + r) * out.stride + column;
-    const int begin = i % UNITS * UNIT - static_cast<int>(reinterpret_cast<uintptr_t>(target) / 2 % UNIT);
-    if (begin >= 0 && begin + UNIT <= end)
-      *reinterpret_cast<uint4*>(target + begin) = unit_between(unit(begin / UNIT), unit(begin / UNIT + 1), begin % UNIT * 2);
-    else
-      for (int c = max(begin, 0); c < min(begin + UNIT, end); ++c) target[c] = *at(c);
-  }
 }
 #endif
 
@@ -163,7 +146,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     const auto image = image_of<uint16_t, POSITIONS_FASTEST>(args.out, work.batch * args.heads + work.head, args.heads,
                                                              args.positions);
     if (!args.boxed) {
-      store_rows(result, image, row, column);
+      store_rows<64, PRODUCTS_TILE>(result, image, row, column);
     } else if (stores) {
       for (int i = 0; i < PRODUCTS_TILE / 64; ++i)
         if (row < image.rows && column + 64 * i < image.columns)

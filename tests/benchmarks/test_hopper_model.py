@@ -38,6 +38,7 @@ def test_pairs_of_blocks_end_the_unit_faster_where_l2_binds(batch, faster):
     alone, pairs = (model.end_of_unit(shape, cluster) for cluster in (1, 2))
     assert (pairs < alone) == faster
     assert model.unit(shape)["end"] <= model.unit(shape, pairs=False)["end"]
+    assert 1 < model.unit(shape, aligned=False)["end"] / model.unit(shape)["end"] < 1.3
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from backend_checks import assert_same_bits, make_features, normal, uniform
-from emulated import DEVICES
+from emulated import DEVICES, EmulatedBackend, installed
 from judge import assert_close_to_reference
 from loop_tests import dtypes, orders
 from test_promises import GuardedCore
@@ -84,6 +84,31 @@ def test_same_call_same_bits_in_any_order_of_blocks(emulated, monkeypatch, layou
     for order in ("reverse", "shuffled"):
         monkeypatch.setenv("EMA_SIMT_ORDER", order)
         assert_same_bits(run_unit(x, parameters, backend="cuda", num_iters=2), first)
+
+
+# one position, less than a tile, tiles and pairs of them that end within; N odd, and even but no multiple of 8
+@pytest.mark.parametrize(
+    ("positions", "channels", "num_bases", "dtype"),
+    [(1, 8, 1, bf16), (63, 72, 64, torch.float16), (300, 264, 20, bf16), (531, 64, 7, bf16)],
+    ids=str,
+)
+def test_images_whose_rows_start_anywhere_on_hopper(core, positions, channels, num_bases, dtype):
+    """A slice whose rows begin at odd places: neither x nor y has boxes; and NaN stays in its image."""
+
+    def look(plan):
+        assert plan.unit_tail.hopper
+        assert plan.unit_tail.any_rows
+        assert plan.end_iteration
+
+    backend = EmulatedBackend(core, 4, hopper=True)
+    backend.change_plan = look
+    x = normal(2, 1, channels, positions + 3, seed=0).to(dtype)[..., 3:].mT
+    with installed(backend):
+        y, bases = check_unit(x, make_parameters(channels, num_bases, dtype), "cuda", num_iters=1)
+        x[1] = float("nan")
+        dirty = run_unit(x, make_parameters(channels, num_bases, dtype), backend="cuda", num_iters=1)
+    assert_same_bits(dirty, (y, bases), of=slice(0, 1))
+    assert dirty[0][1].isnan().all()
 
 
 @orders

@@ -277,6 +277,22 @@ def test_products_on_hopper_keep_the_limits(core, channels, grad_iters):
         assert 1 <= plan.unit_tail.splits <= -(-(65**2) // (128 * plan.unit_tail.cluster))
 
 
+def test_the_unit_on_hopper_needs_no_boxes_of_images(core):
+    """Its end reads rows that start anywhere, and what is between iterations no features at all."""
+    on = core.Device(132, 227 * KIB, True)
+    boxed, image, rows = (
+        core.plan(paper(core, batch=16, may_copy=True, **fields), on)
+        for fields in ({"boxed": True, "positions_fastest": True}, {"positions_fastest": True}, {})
+    )
+    assert image.unit_tail.hopper
+    assert (boxed.unit_tail.any_rows, image.unit_tail.any_rows) == (False, True)
+    assert not rows.unit_tail.hopper
+    assert boxed.end_iteration and image.end_iteration and rows.end_iteration  # noqa: PT018
+    assert image.unit_tail.shared_memory == boxed.unit_tail.shared_memory + 8 * KIB <= 227 * KIB
+    for field in ("slots", "splits", "cluster"):
+        assert getattr(image.unit_tail, field) == getattr(boxed.unit_tail, field)
+
+
 @pytest.mark.parametrize(
     ("multiprocessors", "fields", "expected"),
     [

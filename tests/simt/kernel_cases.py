@@ -111,7 +111,8 @@ CASES = {
     ),
     "Hopper, rows of half units": Case((2, 1, 68, 260), 64, fp16, hopper=True, options={"num_iters": 2}),
     "Hopper unit, odd rows": Case(
-        (2, 1, 65, 72), 9, bf16, "unit", order="BCN", weighted=True, hopper=True, options={"num_iters": 2}
+        (2, 1, 301, 136), 9, bf16, "unit", order="BCN", weighted=True, multiprocessors=4, hopper=True,
+        options={"num_iters": 1},
     ),
     "Hopper step": Case((1, 2, 31, 264), 33, fp16, "step", hopper=True),
     "Hopper unit": Case(

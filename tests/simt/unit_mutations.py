@@ -5,7 +5,7 @@ from __future__ import annotations
 from mutations import BARRIER, HOPPER_TAIL, RING, Mutation
 
 BETWEEN, CONVOLVE, TAIL = "kernels/between_iterations.h", "kernels/convolve_bases.cu", "kernels/unit_tail.cu"
-FOLDED, END_ITERATION = "folded.cpp", "hopper/end_iteration.cu"
+FOLDED, END_ITERATION, TAIL_ROWS = "folded.cpp", "hopper/end_iteration.cu", "hopper/unit_tail_rows.h"
 
 UNIT = [
     Mutation(
@@ -150,5 +150,35 @@ UNIT = [
         "(tile * blocks + rank) *",
         "tile * blocks *",
         ("Hopper unit",),
+    ),
+    # x whose rows start anywhere
+    Mutation(
+        "unit, rows: a unit is shifted before its neighbour was read",
+        TAIL_ROWS,
+        "2 * offset(i));\n      __syncwarp();",
+        "2 * offset(i));",
+        ("Hopper unit, odd rows",),
+    ),
+    Mutation("unit, rows: the end of a line", TAIL_ROWS, "? ends_[i] :", "? low :", ("Hopper unit, odd rows",)),
+    Mutation(
+        "unit, rows: shifted before they have come",
+        TAIL_ROWS,
+        "    copy_async_wait(0);\n",
+        "",
+        ("Hopper unit, odd rows",),
+    ),
+    Mutation(
+        "unit, rows: x comes where y of the tile before is",
+        HOPPER_TAIL,
+        "        wait(theirs.result_is_stored, (tile - work.tiles.begin) & 1 ^ 1);\n",
+        "",
+        ("Hopper unit, odd rows",),
+    ),
+    Mutation(
+        "unit, rows: y is stored before it is whole",
+        HOPPER_TAIL,
+        "meet(1 + group, 128);\n      store_rows",
+        "store_rows",
+        ("Hopper unit, odd rows",),
     ),
 ]
