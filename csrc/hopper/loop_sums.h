@@ -17,7 +17,8 @@ class LoopSums {
   EMA_DEVICE LoopSums(const LoopBlock<Shape>& block, const LoopArgs& args, int warp)
       : block_(block), args_(args), warp_(warp), bases_(64 / args.plan.cluster), across_(bases_ < 8 ? 8 / bases_ : 1),
         quads_(QUADS / across_), channel_(warp % across_ * (Shape::WIDTH / across_) + lane() * 4),
-        unit_(weight_power(args.io.weight_maxima, block.image) / RESPONSIBILITY_SCALE) {}
+        // the address is made anew for every iteration: there are no registers for it
+        unit_(weight_power(args.io.weight_maxima, opaque(block.image)) / RESPONSIBILITY_SCALE) {}
 
   // After iteration t; all blocks of the cluster have staged their sums.
   EMA_DEVICE void run(int t) const {
