@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -72,7 +73,10 @@ T* at(Address address) {
 // Where a call runs and the memory it may use: device, stream, workspace.
 using Place = std::tuple<int, Address, Address>;
 
-Call begin(const Problem& problem, const Plan& plan, const Place& place) {
+// Of all entry points em_forward and em_attend alone may get x in 8 bits, where the plan says so.
+Call begin(const Problem& problem, const Plan& plan, const Place& place, bool eight_bits = false) {
+  if (problem.eight_bits && !eight_bits)
+    throw std::invalid_argument("x has 8 bits: expected 16 or 32, or em_forward or em_attend and a plan with eight_bits");
   use_device(std::get<0>(place));
   overlap_launches = plan.overlap;
   return {problem, plan, at<std::remove_pointer_t<cudaStream_t>>(std::get<1>(place))};
@@ -93,6 +97,7 @@ void bind_problem(py::module_& m) {
       .def_readwrite("value_channels", &Problem::value_channels)
       .def_readwrite("num_bases", &Problem::num_bases)
       .def_readwrite("dtype", &Problem::dtype)
+      .def_readwrite("eight_bits", &Problem::eight_bits)
       .def_readwrite("tf32", &Problem::tf32)
       .def_readwrite("positions_fastest", &Problem::positions_fastest)
       .def_readwrite("weighted", &Problem::weighted)
@@ -171,6 +176,7 @@ void bind_plan(py::module_& m) {
       .def_readwrite("unit_tail", &Plan::unit_tail)
       .def_readwrite("copies", &Plan::copies)
       .def_readwrite("any_rows", &Plan::any_rows)
+      .def_readwrite("eight_bits", &Plan::eight_bits)
       .def_readwrite("end_iteration", &Plan::end_iteration)
       .def_readwrite("overlap", &Plan::overlap);
   m.def("plan", &make_plan, "problem"_a, "device"_a, "How a problem is launched on a device; needs no device.");
@@ -184,7 +190,7 @@ void bind_loop(py::module_& m) {
       "em_forward",
       [](const Problem& problem, const Plan& plan, const Place& place, const Features& x, const Weight& weight,
          const Bases& initial, const Features& y, Address path, Address bases, Address mass, Address length) {
-        em_forward(begin(problem, plan, place), {x, y, weight, initial, at(path), at(bases), at(mass), at(length)},
+        em_forward(begin(problem, plan, place, plan.eight_bits), {x, y, weight, initial, at(path), at(bases), at(mass), at(length)},
                    arena(place));
       },
       "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "initial"_a, "y"_a, "path"_a, "bases"_a, "mass"_a,
@@ -196,7 +202,7 @@ void bind_loop(py::module_& m) {
          const Bases& initial, const Features& y, Address bases) {
         Forward io{x, y, weight, initial};
         io.bases = at(bases);
-        em_attend(begin(problem, plan, place), io, arena(place));
+        em_attend(begin(problem, plan, place, plan.eight_bits), io, arena(place));
       },
       "problem"_a, "plan"_a, "place"_a, "x"_a, "weight"_a, "initial"_a, "y"_a, "bases"_a, released);
   m.def("em_backward_bytes", &em_backward_bytes, "problem"_a, "plan"_a);

@@ -315,7 +315,8 @@ LoopPlan plan_loop(const Problem& problem, const Device& device) {
   const int images = problem.images(), at_once = device.multiprocessors / 9;
   const int64_t tiles = tile_count(problem);
   LoopPlan plan;
-  plan.one_launch = device.one_launch && fits_hopper(problem, device) && problem.channels <= hopper::LOOP_CHANNELS;
+  plan.one_launch = device.one_launch && fits_hopper(problem, device) && !problem.eight_bits &&
+                    problem.channels <= hopper::LOOP_CHANNELS;
   plan.cluster = 2 * images > at_once && 16 * images <= device.multiprocessors ? 16 : 8;
   while (plan.cluster > 1 && plan.cluster / 2 >= tiles) plan.cluster /= 2;
   if (plan.cluster == 8)
@@ -358,15 +359,18 @@ Plan make_plan(const Problem& asked, const Device& device) {
   const Device backward = chosen(asked, device, hopper::BACKWARD_TILES);
   Problem problem = asked;
   problem.boxed = asked.boxed || serves_any_rows(asked, forward);
-  // e_step of csrc/hopper reads rows that start anywhere, and its products write them, also where nothing else is served
+  // e_step of csrc/hopper reads rows that start anywhere and those of 8 bits, and its products write any, also where
+  // nothing else is served
   Problem once = problem;
-  once.boxed = problem.boxed || problem.positions_fastest;
+  once.boxed = problem.boxed || problem.positions_fastest || problem.eight_bits;
   Plan plan;
   plan.loop = plan_loop(asked, forward);
   plan.e_step = plan_e_step(once, forward, {false, false, false});
   plan.iteration = plan_e_step(once, forward, {true, false, false});
-  plan.any_rows = problem.boxed && !asked.boxed && plan.iteration.hopper && problem.positions_fastest;
-  plan.copies = problem.boxed && !asked.boxed && !plan.any_rows;
+  plan.eight_bits = problem.eight_bits && problem.dtype == Dtype::bfloat16 && plan.iteration.hopper;
+  const bool unboxed = problem.boxed && !asked.boxed && !problem.eight_bits;
+  plan.any_rows = unboxed && plan.iteration.hopper && problem.positions_fastest;
+  plan.copies = unboxed && !plan.any_rows;
   plan.gradient = plan_e_step(problem, backward, {true, true, false});
   plan.first_gradient = plan_e_step(problem, backward, {false, true, false});
   plan.last_gradient = plan_e_step(problem, backward, {true, true, true});

@@ -102,6 +102,7 @@ struct Plan {
   UnitTailPlan unit_tail;
   bool copies = false;        // features that cannot be boxed are copied to aligned rows first, for csrc/hopper
   bool any_rows = false;      // they are not: e_step and rows_gradient of csrc/hopper read them as they are
+  bool eight_bits = false;    // em_forward and em_attend read x of 8 bits as it is, by e_step of csrc/hopper
   bool end_iteration = false;  // by csrc/hopper in one launch, behind a folded convolution
   bool overlap = false;       // kernels start before those in front of them have ended
 };

@@ -36,6 +36,7 @@ struct Weight {
 struct Problem {
   int batch = 1, heads = 1, positions = 1, channels = 1, value_channels = 1, num_bases = 1;
   Dtype dtype = Dtype::float32;
+  bool eight_bits = false;         // x is in 8 bits (e4m3), dtype is that of its products and of y
   bool tf32 = false;               // float32 products may drop to tf32
   bool positions_fastest = false;  // memory order of all features: [.., C, N] instead of [.., N, C]
   bool weighted = false;           // positions have weights

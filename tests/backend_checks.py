@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ema_ops
 from ema_ops import reference
+from ema_ops.problem import arithmetic_dtype
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = ["rows", "image", "heads inside", "slice"]
@@ -78,7 +79,7 @@ def run(
     `grads` are those of the results, None for one that gets none; no `grads` at all, no gradients.
     """
     leaves = {
-        name: (tensor.detach() if dtype is None else tensor.detach().to(dtype)).requires_grad_()
+        name: (tensor.detach() if dtype is None else tensor.detach().to(dtype)).requires_grad_(grads is not None)
         for name, tensor in inputs.items()
     }
     if dtype is not None:
@@ -109,7 +110,7 @@ def check(
     **options: Any,
 ) -> dict[str, Tensor | None]:
     """What `run` gives with `backend`, judged; `plain_dtype`: the precision of the yardstick, if not that of x."""
-    dtype = inputs["x"].dtype
+    dtype = arithmetic_dtype(inputs["x"].dtype)
     ours = run(call, inputs, grads, backend=backend, **options)
     exact = run(call, inputs, grads, dtype=torch.float64, **options)
     plain = run(call, inputs, grads, dtype=plain_dtype or dtype, **options)

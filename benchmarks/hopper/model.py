@@ -6,7 +6,9 @@ docs/hopper.md. K is 64: fewer bases cost the same, and more are not served.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 CLOCK = 1.755e9  # Hz
 MULTIPROCESSORS = 132
@@ -19,9 +21,14 @@ CACHE_BYTES = 40e6  # of the features that the L2 still has in the next pass, as
 GAP = 1.0e-6 * CLOCK  # from one kernel to the next, assumed
 FILL = 1500.0  # of the pipeline when a kernel starts, assumed
 TAIL = 1000.0  # the last tile, alone, assumed
-SECTORS = 1.25  # bytes of L2 for a byte of rows that start anywhere: 64 of them lie in two or three sectors of 32
-SHIFT_RATE = 50.0  # bytes of such rows that warps shift in a clock, beside their products, assumed
-STORE_RATE = 40.0  # bytes of them that the threads of the end of the unit store in a clock, between products, assumed
+# bytes of L2 for nothing, for a byte of rows that start anywhere: 64 of them lie in two or three sectors of 32, and 32,
+# of features of 8 bits, in two
+WASTE, WASTE_OF_8_BITS = 0.25, 1.0
+# instructions that one scheduler, one a clock, issues for 32 positions of 512 channels, counted in the machine code:
+# responsibilities; rows that start anywhere; features of 8 bits, of rows at multiples of 16 bytes and of any
+SOFTMAX, SHIFT, WIDEN, WIDEN_ANY = 500.0, 980.0, 770.0, 920.0
+STORE_RATE = 40.0  # bytes of rows that start anywhere that the threads of the end of the unit store in a clock, assumed
+SHIFT_RATE = 50.0  # and shift in a clock, beside products, assumed
 UNIT_TILE, UNIT_OUTPUTS = 128, 256  # positions and channels of a tile of the end of the unit
 PRODUCTS_OUTPUTS = 128  # channels of a block of the reconstruction or the gradient of the features
 
@@ -60,23 +67,24 @@ def launch(
     from_memory: float,
     from_cache: float,
     blocks: int,
-    shifted: float = 0.0,
+    issued: float = 0.0,
+    wasted: float = 0.0,
     shared: float = 0.0,
 ) -> float:
     """Clocks of a kernel of `blocks` blocks at a time that does `products` products of [N, C, K] and moves bytes.
 
-    `shifted` bytes of them are of rows that start anywhere, the first tile before there is a product. L2 does not send
-    `shared` bytes again to a block that another one shares them with.
+    Where warps bring the features, a scheduler issues `issued` instructions for 32 positions of 512 channels, those for
+    the first ones before there is a product. L2 sends `wasted` bytes more, and does not send `shared` bytes again to a
+    block that another one shares them with.
     """
     active = min(blocks, MULTIPROCESSORS)
     units = shape.batch * -(-shape.positions // ROW) / active
     arithmetic = units * products * 2 * ROW * shape.channels * BASES / PRODUCT_RATE + TAIL
-    shifts = shifted / active / SHIFT_RATE
-    first_shift = ROW / 2 * 2 * shape.channels / SHIFT_RATE if shifted else 0.0
+    tile = issued * shape.channels / 512
     memory = from_memory / min(MEMORY_RATE, PORT_RATE * active)
-    received = from_memory + from_cache + (SECTORS - 1) * shifted
+    received = from_memory + from_cache + wasted
     cache, port = (received - shared) / CACHE_RATE, received / (PORT_RATE * active)
-    return GAP + FILL + first_shift + max(arithmetic, shifts, memory, cache, port)
+    return GAP + FILL + tile + max(arithmetic, units * ROW / 32 * tile, memory, cache, port)
 
 
 def addition(shape: Shape) -> float:
@@ -87,10 +95,10 @@ def addition(shape: Shape) -> float:
     return GAP + FILL + moved / min(CACHE_RATE, PORT_RATE * min(blocks, MULTIPROCESSORS))
 
 
-def again(shape: Shape) -> tuple[float, float]:
-    """The features read once more: bytes from memory and from the cache."""
-    cached = min(shape.feature_bytes, CACHE_BYTES)
-    return shape.feature_bytes - cached, cached
+def again(features: float) -> tuple[float, float]:
+    """Bytes of features read once more: from memory and from the cache."""
+    cached = min(features, CACHE_BYTES)
+    return features - cached, cached
 
 
 def products(shape: Shape, count: int, blocks: int, *, pairs: bool = True) -> float:
@@ -104,16 +112,21 @@ def products(shape: Shape, count: int, blocks: int, *, pairs: bool = True) -> fl
     return launch(shape, count, shape.feature_bytes, wanted, blocks, shared=shared)
 
 
-def forward(shape: Shape, *, aligned: bool = True) -> dict[str, float]:
-    """Microseconds of the parts of a forward pass; not `aligned`: no boxes of the features can be copied."""
+def forward(shape: Shape, *, aligned: bool = True, eight_bits: bool = False) -> dict[str, float]:
+    """Microseconds of the parts of a forward pass.
+
+    Not `aligned`: no boxes of the features can be copied. `eight_bits`: those of x, which warps widen.
+    """
     blocks = shape.batch * splits(shape)
-    x = shape.feature_bytes
-    missed, cached = again(shape)
-    shifted = 0.0 if aligned else x
+    x = shape.feature_bytes / (2 if eight_bits else 1)
+    missed, cached = again(x)
+    brought = (WIDEN if aligned else WIDEN_ANY) if eight_bits else SHIFT
+    issued = 0.0 if aligned and not eight_bits else SOFTMAX + brought
+    wasted = 0.0 if aligned else x * (WASTE_OF_8_BITS if eight_bits else WASTE)
     return _microseconds(
         {
-            "first iteration": launch(shape, 2, x, 0, blocks, shifted),
-            "other iterations": (shape.num_iters - 1) * launch(shape, 2, missed, cached, blocks, shifted),
+            "first iteration": launch(shape, 2, x, 0, blocks, issued, wasted),
+            "other iterations": (shape.num_iters - 1) * launch(shape, 2, missed, cached, blocks, issued, wasted),
             "normalisations": shape.num_iters * addition(shape),
             "reconstruction": products(shape, 1, blocks),
         }
@@ -124,11 +137,12 @@ def backward(shape: Shape, *, aligned: bool = True) -> dict[str, float]:
     """Microseconds of the parts of an exact backward pass."""
     blocks = shape.batch * splits(shape)
     x, z = shape.feature_bytes, shape.responsibility_bytes
-    missed, cached = again(shape)
+    missed, cached = again(x)
     # x and the gradient of y are read, products with the value rows are written in float32
     last = launch(shape, 3, 2 * x, 2 * z, blocks)
     if not aligned:  # x is copied, responsibilities are written and read
-        last = launch(shape, 1, 2 * x, z, blocks, x) + launch(shape, 2, x, 3 * z, blocks, x)
+        last = launch(shape, 1, 2 * x, z, blocks, SOFTMAX + SHIFT, WASTE * x)
+        last += launch(shape, 2, x, 3 * z, blocks, SHIFT, WASTE * x)
     return _microseconds(
         {
             "last responsibilities": last,
@@ -174,7 +188,7 @@ def end_of_unit(shape: Shape, cluster: int, aligned: bool = True) -> float:
     of_tile, result = (rebuilt + convolved) / PRODUCT_RATE, 2 * UNIT_TILE * UNIT_OUTPUTS
     if not aligned:
         of_tile = max(of_tile, 4 * result / SHIFT_RATE) + result / STORE_RATE
-        others += (SECTORS - 1) * shape.feature_bytes
+        others += WASTE * shape.feature_bytes
     arithmetic = turns * of_tile + TAIL
     memory = 2 * shape.feature_bytes / min(MEMORY_RATE, PORT_RATE * active)
     cache = (loaded + others) / CACHE_RATE
@@ -199,7 +213,13 @@ def _microseconds(clocks: dict[str, float]) -> dict[str, float]:
 
 def main() -> None:
     """Print the table."""
-    for name, of in (("forward", forward), ("backward", backward), ("unit", unit)):
+    parts_of: dict[str, Callable[..., dict[str, float]]] = {
+        "forward": forward,
+        "forward of 8 bits": partial(forward, eight_bits=True),
+        "backward": backward,
+        "unit": unit,
+    }
+    for name, of in parts_of.items():
         for aligned in (True, False):
             for batch in (1, 8, 16):
                 parts = of(Shape(batch, 65 * 65), aligned=aligned)

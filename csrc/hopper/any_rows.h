@@ -13,6 +13,8 @@ namespace ema::hopper {
 template <class Kind, int WARPS>
 class AnyRows {
  public:
+  static constexpr int TILES_BEHIND = 1;  // one has to have come before its line can be shifted
+
   EMA_DEVICE AnyRows(const Features& features, int head, int batch, int positions, int warp)
       : features_(features), head_(head), batch_(batch), positions_(positions), first_(warp * LINES + lane() / UNITS) {}
 
@@ -22,7 +24,7 @@ class AnyRows {
     if (!whole && unit() > 0) return;
     const uint16_t* from = source() + position + unit() * 8 - offset();
     const int left = min(max(positions_ - position - unit() * 8 + offset(), 0), 8);
-#pragma unroll 1
+#pragma unroll
     for (int i = 0; i < LINES; i += STEP, from += STEP * features_.channel_stride)
       copy_async_16(at(tile, i, unit()), from, first_ + i < features_.channels ? 2 * left : 0);
   }
@@ -31,7 +33,7 @@ class AnyRows {
   EMA_DEVICE void shift(unsigned char* tile, unsigned char* next) const {
     const bool last = unit() == UNITS - 1;
     const int first = 2 * offset();
-#pragma unroll 1
+#pragma unroll
     for (int i = 0; i < LINES; i += STEP) {
       auto* target = reinterpret_cast<uint4*>(at(tile, i, unit()));
       const uint4 low = *target;
@@ -52,7 +54,7 @@ class AnyRows {
   // Unit `number` of the lane's line in step i of a tile.
   EMA_DEVICE unsigned char* at(unsigned char* tile, int i, int number) const {
     const int line = first_ + i;
-    return tile + line * FeatureTile<Kind>::LINE + (number ^ line / 2 % UNITS) * 16;
+    return tile + line * FeatureTile<Kind>::LINE + (number ^ first_ / 2 % UNITS) * 16;
   }
   EMA_DEVICE const uint16_t* source() const {
     return static_cast<const uint16_t*>(features_.data) + batch_ * features_.batch_stride +

@@ -74,7 +74,7 @@ EMA_DEVICE void add_up(const EStepBlock<V>& block, const TensorMap& x_map) {
   Turn turn;
   if (io.sums == nullptr) {
     // by boxes only who loads: another one could fall behind by a whole turn of the stages and wait for ever
-    for (int i = 0; i < block.count && (V::ANY_ROWS || group_thread() == 0); ++i, turn.advance(stages)) {
+    for (int i = 0; i < block.count && (V::ROWS != Rows::BOXED || group_thread() == 0); ++i, turn.advance(stages)) {
       wait(block.z_full + turn.slot, turn.parity);
       loader.go_on(i, turn.slot);
     }
@@ -88,7 +88,7 @@ EMA_DEVICE void add_up(const EStepBlock<V>& block, const TensorMap& x_map) {
     begin_products();
     block.stage(turn.slot).template add_sums<COLUMNS>(sums, block.z + turn.slot * block.Z_BYTES, group * (COLUMNS / 64));
     commit_products();
-    if constexpr (!V::ANY_ROWS) {
+    if constexpr (V::ROWS == Rows::BOXED) {
       wait_for_products<1>();
       meet(2 + group, GROUP);
     }
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(V::THREADS, 1)
 #if EMA_HOPPER
   EMA_SHARED(shared);
   if (threadIdx.x == 0) {
-    if (!V::ANY_ROWS || args.io.copy.data != nullptr) prefetch_map(x_map);
+    if (V::ROWS == Rows::BOXED || args.io.copy.data != nullptr) prefetch_map(x_map);
     if (args.io.responsibilities != nullptr) prefetch_map(z_map);
   }
   wait_for_predecessors();
@@ -130,8 +130,8 @@ __global__ void __launch_bounds__(V::THREADS, 1)
 cudaError_t e_step(const Problem& problem, const EStepPlan& plan, const EStep& io, cudaStream_t stream) {
   const EStepArgs args{io, plan.splits, plan.feature_slots, problem.heads, problem.positions, problem.num_bases};
   const dim3 grid(problem.images() * plan.splits);
-  const bool any_rows = problem.positions_fastest && !can_be_boxed(io.x, true);
-  const Features& boxed = any_rows ? io.copy : io.x;
+  const bool any_rows = !problem.eight_bits && problem.positions_fastest && !can_be_boxed(io.x, true);
+  const Features& boxed = any_rows || problem.eight_bits ? io.copy : io.x;
   TensorMap x_map{}, z_map{};
   cudaError_t error = boxed.data == nullptr ? cudaSuccess : make_tile_map(&x_map, problem, boxed);
   if (error == cudaSuccess && io.responsibilities != nullptr)
@@ -143,9 +143,11 @@ cudaError_t e_step(const Problem& problem, const EStepPlan& plan, const EStep& i
   };
   return with_kind(problem, problem.channels, [&](auto kind) {
     using Kind = decltype(kind);
+    if constexpr (Kind::Math::DTYPE == Dtype::bfloat16)
+      if (problem.eight_bits) return run(EStepVariant<Kind, Rows::EIGHT_BITS>{});
     if constexpr (Kind::POSITIONS_FASTEST)
-      if (any_rows) return run(EStepVariant<Kind, true>{});
-    return run(EStepVariant<Kind, false>{});
+      if (any_rows) return run(EStepVariant<Kind, Rows::ANY>{});
+    return run(EStepVariant<Kind, Rows::BOXED>{});
   });
 }
 

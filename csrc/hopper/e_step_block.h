@@ -11,10 +11,13 @@ struct EStepArgs {
   int splits, stages, heads, positions, num_bases;
 };
 
-// What a kernel is compiled for. ANY_ROWS: rows of features, with positions fastest, start anywhere.
-template <class Kind, bool ANY_ROWS_>
+// How features come to the stages: as boxes, as rows that start anywhere, with positions fastest, or as rows of 8 bits.
+enum class Rows { BOXED, ANY, EIGHT_BITS };
+
+// What a kernel is compiled for.
+template <class Kind, Rows ROWS_>
 struct EStepVariant : Kind {
-  static constexpr bool ANY_ROWS = ANY_ROWS_;
+  static constexpr Rows ROWS = ROWS_;
   static constexpr int M_GROUPS = Kind::CHANNELS == 64 ? 1 : 2;  // warpgroups of the M-step
   static constexpr int THREADS = (1 + M_GROUPS) * 128;
 };

@@ -1,13 +1,14 @@
-// How a warpgroup of the M-step brings its channels to the stages: by boxes, or as rows that start anywhere.
+// How a warpgroup of the M-step brings its channels to the stages: by boxes, or line by line.
 #pragma once
 #include "any_rows.h"
+#include "byte_rows.h"
 #include "e_step_block.h"
 
 #if EMA_HOPPER
 namespace ema::hopper {
 
 // By boxes; one thread of the warpgroup starts them.
-template <class V, bool ANY_ROWS = V::ANY_ROWS>
+template <class V, bool BOXED = V::ROWS == Rows::BOXED>
 class EStepLoader {
  public:
   EMA_DEVICE EStepLoader(const EStepBlock<V>& block, const TensorMap& x_map, int group)
@@ -40,9 +41,9 @@ class EStepLoader {
   int group_;
 };
 
-// As rows; all threads of the warpgroup take part. The map, if there is one, is that of a copy to be made on the way.
+// Line by line; all threads of the warpgroup take part. The map, if there is one, is that of a copy to be made on the way.
 template <class V>
-class EStepLoader<V, true> {
+class EStepLoader<V, false> {
  public:
   EMA_DEVICE EStepLoader(const EStepBlock<V>& block, const TensorMap& x_map, int) : block_(block), x_map_(x_map) {}
 
@@ -63,28 +64,32 @@ class EStepLoader<V, true> {
   }
 
  private:
+  static constexpr int WARPS = 4 * V::M_GROUPS;
+  using Lines = std::conditional_t<V::ROWS == Rows::ANY, AnyRows<V, WARPS>, ByteRows<V, WARPS>>;
+
   EMA_DEVICE static int group() { return opaque(threadIdx.x) / GROUP - 1; }  // asked anew: a register less
   EMA_DEVICE int after(int slot) const { return slot + 1 == block_.args.stages ? 0 : slot + 1; }
-  EMA_DEVICE AnyRows<V, 4 * V::M_GROUPS> rows() const {
+  EMA_DEVICE Lines lines() const {
     const int warp = opaque(threadIdx.x) / 32 - 4;
     return {block_.args.io.x, block_.head, block_.batch, block_.args.positions, warp};
   }
   EMA_DEVICE void read(int i, int slot) const {
-    // the last tile needs the first units of the one behind it
-    if (i <= block_.count) rows().read(block_.stage(slot).memory, block_.position(i), i < block_.count);
+    // the last tile may need the first units of the one behind it
+    if (i < block_.count + Lines::TILES_BEHIND)
+      lines().read(block_.stage(slot).memory, block_.position(i), i < block_.count);
     copy_async_commit();
   }
   EMA_DEVICE void shift(int i, int slot) const {
     constexpr int BOXES = V::CHANNELS / V::M_GROUPS / 64;
     if (i >= block_.count) return;
-    copy_async_wait(block_.args.stages - 4);  // those of tile i + 1 have come
+    copy_async_wait(block_.args.stages - 3 - Lines::TILES_BEHIND);  // those of all tiles that it needs have come
     __syncwarp();
-    rows().shift(block_.stage(slot).memory, block_.stage(after(slot)).memory);
+    lines().shift(block_.stage(slot).memory, block_.stage(after(slot)).memory);
     fence_copies();
     meet(2 + group(), GROUP);
     if (group_thread() != 0) return;
     arrive(block_.x_full + slot);
-    if (block_.args.io.copy.data == nullptr) return;
+    if (V::ROWS != Rows::ANY || block_.args.io.copy.data == nullptr) return;
     const int first = group() * BOXES;
     for (int box = first; box < first + BOXES; ++box)
       block_.stage(slot).store(box, x_map_, block_.position(i), block_.head, block_.batch);

@@ -200,6 +200,14 @@ EMA_DEVICE void store_matrices_transposed(void* line, const uint32_t (&r)[4]) {
                ::"r"(shared_address(line)), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
 }
 
+// Four numbers of 8 bits (e4m3) as float16, exactly; NaN stays NaN.
+EMA_DEVICE uint2 widen_e4m3(uint32_t four) {
+  uint2 halves;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.rn.f16x2.e4m3x2 %0, low;\ncvt.rn.f16x2.e4m3x2 %1, high;\n}"
+      : "=r"(halves.x), "=r"(halves.y) : "r"(four));
+  return halves;
+}
+
 // A warpgroup takes registers that others of the block gave back, COUNT a thread, a multiple of 8.
 template <int COUNT>
 EMA_DEVICE void take_registers() {

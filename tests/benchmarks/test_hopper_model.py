@@ -26,6 +26,19 @@ def test_more_work_takes_longer():
 
 
 @pytest.mark.parametrize("batch", [1, 8, 16])
+def test_features_of_8_bits_take_less_than_to_widen_them_first(batch):
+    shape = model.Shape(batch, 65 * 65)
+    widened = 1.5 * shape.feature_bytes / model.MEMORY_RATE / model.CLOCK * 1e6
+    for aligned in (True, False):
+        eight, sixteen = (sum(model.forward(shape, aligned=aligned, eight_bits=few).values()) for few in (True, False))
+        assert (
+            floor(Case(batch, 512, 65, 65, 64, 3, "float8_e4m3fn", "channels_last"), "forward", H200).seconds * 1e6
+            < eight
+        )
+        assert eight < sixteen + widened + 2
+
+
+@pytest.mark.parametrize("batch", [1, 8, 16])
 def test_one_launch_between_iterations_is_faster_than_four(batch):
     shape = model.Shape(batch, 65 * 65)
     assert model.between_iterations(shape, together=True) < model.between_iterations(shape, together=False)
@@ -58,7 +71,7 @@ def test_table_names_every_shape(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [
         f"{mode} ({batch}, 65 x 65) {order}"
-        for mode in ("forward", "backward", "unit")
+        for mode in ("forward", "forward of 8 bits", "backward", "unit")
         for order in ("channels last", "contiguous")
         for batch in (1, 8, 16)
     ]

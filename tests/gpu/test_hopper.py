@@ -2,9 +2,12 @@
 
 import pytest
 import torch
-from calls import MAIN, REPEATS, check_loop, draw_call, draw_unit, same_bits
+from calls import MAIN, ORDERS, REPEATS, check_loop, draw_call, draw_unit, place, same_bits
+from examples import features, unit_bases
+from judge import assert_close_to_reference
 from unit_checks import check_unit, run_unit
 
+from ema_ops import em_attention, reference
 from ema_ops.backends import cuda
 
 # N = 136 and 200: all rows of both memory orders are whole units of 16 bytes; columns of the others start anywhere
@@ -57,6 +60,20 @@ def test_small_loop(parts, plans, dtype, shape, order):
     assert all(plan.overlap == ("overlap" in parts) for plan in plans)
     assert any(plan.m_step.hopper for plan in plans) == ("tiles" in parts)
     assert any(plan.any_rows for plan in plans) == ("tiles" in parts and starts_anywhere(shape, order))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("shape", [(1, 1, 64, 5), (2, 33, 70, 9), (3, 136, 264, 33), MAIN], ids=str)
+@pytest.mark.parametrize("parts", ["overlap", "tiles", "tiles,overlap,loop"], indirect=True)
+def test_features_of_8_bits(parts, plans, shape, order):
+    batch, positions, channels, num_bases = shape
+    x = place(features(batch, positions, channels, dtype=torch.float32).to(torch.float8_e4m3fn), order, "cuda")
+    bases = unit_bases(channels, num_bases, dtype=torch.float32)
+    ours = em_attention(x, bases.cuda(), backend="cuda")
+    assert all(plan.eight_bits == ("tiles" in parts) for plan in plans[:1])
+    exact, plain = (reference.em_attention(x.cpu().to(d), bases.to(d)) for d in (torch.float64, torch.bfloat16))
+    for name, got, *yardsticks in zip(("y", "bases"), ours, exact, plain, strict=True):
+        assert_close_to_reference(got.cpu(), *yardsticks, name=name)
 
 
 @pytest.mark.parametrize("order", ["rows", "columns"])

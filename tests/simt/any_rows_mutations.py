@@ -38,12 +38,24 @@ ROWS = [
     Mutation(
         "rows: nothing is read behind the last tile",
         LOADER,
-        "if (i <= block_.count)",
-        "if (i < block_.count)",
+        "i < block_.count + Lines::TILES_BEHIND",
+        "i < block_.count",
         SPLIT,
     ),
-    Mutation("rows: shifted before they have come", LOADER, "copy_async_wait(block_.args.stages - 4);", "", FEW),
-    Mutation("rows: shifted before the next tile has come", LOADER, "stages - 4", "stages - 2", MANY),
+    Mutation(
+        "rows: shifted before they have come",
+        LOADER,
+        "copy_async_wait(block_.args.stages - 3 - Lines::TILES_BEHIND);",
+        "",
+        FEW,
+    ),
+    Mutation(
+        "rows: shifted before the next tile has come",
+        LOADER,
+        "stages - 3 - Lines::TILES_BEHIND",
+        "stages - 2",
+        MANY,
+    ),
     Mutation("rows: not fenced", LOADER, "    fence_copies();\n", "", FEW),
     Mutation(
         "rows: multiplied before all are shifted",

@@ -19,13 +19,13 @@ from folding_checks import check_folding
 from torch import Tensor
 from unit_checks import check_unit, make_parameters
 
-fp32, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
+fp32, bf16, fp16, fp8 = torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn
 
 
 class Case(NamedTuple):
     """A call of `ema_ops.em_<call>` with its gradients, if it has any, on a device with few multiprocessors.
 
-    "folded" is the loop behind a folded convolution.
+    "folded" is the loop behind a folded convolution. Features of 8 bits have no gradient.
     """
 
     sizes: tuple[int, int, int, int]  # B, H, N, C
@@ -110,6 +110,16 @@ CASES = {
         (2, 2, 66, 67), 9, bf16, offset=3, weighted=True, hopper=True, options={"num_iters": 2}
     ),
     "Hopper, rows of half units": Case((2, 1, 68, 260), 64, fp16, hopper=True, options={"num_iters": 2}),
+    "Hopper, 8 bits": Case(
+        (2, 1, 129, 70), 20, fp8, offset=3, weighted=True, hopper=True, options={"num_iters": 2}
+    ),
+    "Hopper, 8 bits of an image": Case(
+        (1, 2, 143, 136), 33, fp8, order="BCN", offset=5, multiprocessors=6, hopper=True, options={"num_iters": 1}
+    ),
+    "Hopper, many tiles of 8 bits": Case(
+        (1, 1, 275, 264), 33, fp8, weighted=True, multiprocessors=1, hopper=True,
+        options={"num_iters": 1, "scale": 0.3},
+    ),
     "Hopper unit, odd rows": Case(
         (2, 1, 301, 136), 9, bf16, "unit", order="BCN", weighted=True, multiprocessors=4, hopper=True,
         options={"num_iters": 1},
@@ -226,7 +236,7 @@ def run_case(core: Any, case: Case) -> str:
     return digest.hexdigest()
 
 
-def make_inputs(case: Case) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+def make_inputs(case: Case) -> tuple[dict[str, Tensor], tuple[Tensor, ...] | None]:
     """The tensors that want a gradient, and the gradients of the results."""
     batch, heads, positions, channels = case.sizes
     memory = normal(batch * heads * positions * channels + 16, seed=0, dtype=case.dtype)
@@ -240,6 +250,8 @@ def make_inputs(case: Case) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         x = x.view(batch, heads, positions, channels)
     bases, bias = make_bases(heads, channels, case.num_bases), normal(batch, heads, case.num_bases, seed=2)
     grad_bases = normal(batch, heads, channels, case.num_bases, seed=5)
+    if case.dtype == fp8:
+        return {"x": x, "bases": bases}, None
     if case.call in ("attention", "unit", "folded"):
         return {"x": x, "bases": bases}, (normal(*case.sizes, seed=6, dtype=case.dtype), grad_bases)
     if case.call == "step":

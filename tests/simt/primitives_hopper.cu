@@ -217,6 +217,8 @@ __global__ void cluster_kernel(float* out, unsigned* count, float* sum, int clus
   }
 }
 
+__global__ void widen_kernel(const uint32_t* fours, uint2* out) { out[threadIdx.x] = widen_e4m3(fours[threadIdx.x]); }
+
 }  // namespace
 
 extern "C" {
@@ -238,6 +240,9 @@ int product(int fp16, int columns, int a_transposed, int b_transposed, int regis
 int meetings(int* out) { return launch(meet_kernel, dim3(1), dim3(256), 256, nullptr, out); }
 int stored_matrices(const uint32_t* r, uint16_t* out) {
   return launch(matrices_kernel, dim3(1), dim3(32), 512, nullptr, r, out);
+}
+int widened(const uint32_t* fours, uint2* out) {
+  return launch(widen_kernel, dim3(1), dim3(64), 0, nullptr, fours, out);
 }
 int clusters(float* out, unsigned* count, float* sum, int blocks, int cluster, int cooperative) {
   return launch_clusters(cluster_kernel, dim3(blocks), dim3(32), cluster, cooperative != 0, 24, nullptr, out, count, sum,

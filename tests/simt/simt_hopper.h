@@ -148,6 +148,20 @@ inline void store_matrices_transposed(void* line, const uint32_t (&r)[4], simt::
   simt::collective("store_matrices_transposed", ~0u, place, item, simt_hopper::store_matrices_transposed);
 }
 
+// Exponents by float32, where they are 120 larger; all numbers but 0 are in the normal range of float16.
+inline uint2 widen_e4m3(uint32_t four) {
+  uint16_t halves[4];
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t bits = four >> 8 * i & 0xFF, magnitude = bits & 0x7F;
+    const uint32_t number = __float_as_uint(__uint_as_float(magnitude << 20) * 0x1p120f);
+    const uint32_t half = magnitude == 0 ? 0 : magnitude == 0x7F ? 0x7FFF : (number >> 13) - (112 << 10);
+    halves[i] = static_cast<uint16_t>(half | (bits & 0x80) << 8);
+  }
+  uint2 result;
+  std::memcpy(&result, halves, sizeof result);
+  return result;
+}
+
 template <int COUNT>
 inline void take_registers(simt::Place place = simt::Place::here()) {
   static_assert(COUNT % 8 == 0 && COUNT >= 24 && COUNT <= 256);

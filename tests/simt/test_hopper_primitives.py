@@ -103,6 +103,14 @@ def test_named_barriers(primitives, order):
     assert torch.equal(out, expected)
 
 
+def test_numbers_of_8_bits(primitives):
+    numbers, out = aligned(torch.arange(256, dtype=torch.uint8)), aligned(torch.zeros(256, dtype=torch.float16))
+    assert primitives.widened(pointer(numbers), pointer(out)) == 0
+    expected = numbers.view(torch.float8_e4m3fn).to(torch.float16)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(out.signbit(), expected.signbit())
+
+
 def test_stored_matrices(primitives):
     r = torch.arange(32 * 4 * 2, dtype=torch.int16).view(32, 4, 2)
     out = torch.empty(4, 8, 8, dtype=torch.int16)

@@ -7,6 +7,7 @@ import shutil
 import emulation
 import pytest
 from any_rows_mutations import ROWS
+from byte_rows_mutations import BYTES
 from fence_mutations import FENCES, TURNS, WAITS
 from mutations import OTHERS, QUICK
 from pair_mutations import PAIRS
@@ -37,6 +38,6 @@ def test_faults_are_noticed(mutation, tmp_path):
 
 
 @pytest.mark.mutations
-@pytest.mark.parametrize("mutation", [*OTHERS, *UNIT, *PAIRS, *FENCES, *WAITS, *TURNS, *ROWS], **named)
+@pytest.mark.parametrize("mutation", [*OTHERS, *UNIT, *PAIRS, *FENCES, *WAITS, *TURNS, *ROWS, *BYTES], **named)
 def test_more_faults_are_noticed(mutation, tmp_path):
     assert_noticed(mutation, tmp_path)

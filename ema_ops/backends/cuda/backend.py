@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ...layout import empty_like_order
-from ...problem import Problem
+from ...problem import FLOAT8, Problem
 from ..base import Backend
 from ..convolution import convolution_gradient
 from .architectures import architecture_refusal
@@ -135,25 +135,29 @@ class CudaBackend(Backend):
         # as compiled graphs ask for it: an object of the stream costs more than its launch
         return guard, index, torch._C._cuda_getCurrentRawStream(index)
 
+    def reads_float8(self, problem):
+        return self.planned("em_attend", problem, tf32=False, boxed=False, eight_bits=True)[1].eight_bits
+
     def em_forward(self, problem, x, bases, weight):
         x = in_order(problem, x)
         bases = in_float32(bases)
         matrices = (problem.batch, problem.heads, problem.channels, problem.num_bases)
         path, last = empty(problem, problem.num_iters, *matrices), empty(problem, *matrices)
         mass = empty(problem, problem.num_iters, problem.batch, problem.heads, problem.num_bases)
-        length, y = torch.empty_like(mass), empty_like_order(x)
+        length, y = torch.empty_like(mass), empty_like_order(x, dtype=problem.dtype)
         self._run(
             "em_forward", problem, as_features(problem, x), as_weight(weight), as_bases(bases), as_features(problem, y),
-            *map(address, (path, last, mass, length)),
+            *map(address, (path, last, mass, length)), eight_bits=x.dtype == FLOAT8,
         )  # fmt: skip
         return y, last, path, mass, length
 
     def em_attend(self, problem, x, bases, weight):
         x, bases = in_order(problem, x), in_float32(bases)
-        y, last = empty_like_order(x), empty(problem, problem.batch, problem.heads, problem.channels, problem.num_bases)
+        y = empty_like_order(x, dtype=problem.dtype)
+        last = empty(problem, problem.batch, problem.heads, problem.channels, problem.num_bases)
         self._run(
             "em_attend", problem, as_features(problem, x), as_weight(weight), as_bases(bases),
-            as_features(problem, y), address(last),
+            as_features(problem, y), address(last), eight_bits=x.dtype == FLOAT8,
         )  # fmt: skip
         return y, last
 
@@ -263,17 +267,17 @@ class CudaBackend(Backend):
         )  # fmt: skip
         return y, last
 
-    def _run(self, entry: str, problem: Problem, *arguments: Any) -> None:
+    def _run(self, entry: str, problem: Problem, *arguments: Any, eight_bits: bool = False) -> None:
         """Call an entry point of the core with a workspace; all it does is to launch kernels."""
         tf32 = problem.dtype == torch.float32 and tf32_allowed()
-        boxed = self.may_use_hopper() and all(map(can_be_boxed, arguments))
-        described, plan, size = self.planned(entry, problem, tf32, boxed)
+        boxed = not eight_bits and self.may_use_hopper() and all(map(can_be_boxed, arguments))
+        described, plan, size = self.planned(entry, problem, tf32=tf32, boxed=boxed, eight_bits=eight_bits)
         workspace = torch.empty(size, dtype=torch.uint8, device=problem.device)
         guard, device, stream = self.current(problem.device)
         with guard:
             getattr(self.core, entry)(described, plan, (device, stream, workspace.data_ptr()), *arguments)
 
-    def _plan(self, entry: str, problem: Problem, tf32: bool, boxed: bool) -> tuple[Any, Any, int]:
+    def _plan(self, entry: str, problem: Problem, *, tf32: bool, boxed: bool, eight_bits: bool) -> tuple[Any, Any, int]:
         """The problem as the core takes it, its plan, and the bytes of workspace of an entry point."""
         described = self.core.Problem()
         for name in (
@@ -282,6 +286,7 @@ class CudaBackend(Backend):
         ):  # fmt: skip
             setattr(described, name, getattr(problem, name))
         described.dtype = getattr(self.core.Dtype, DTYPES[problem.dtype])
+        described.eight_bits = eight_bits
         described.tf32 = tf32
         described.boxed = boxed
         # a copy costs as much as two passes over the features
