@@ -47,7 +47,7 @@ FENCES = [
     Mutation(
         "Hopper's unit: y that is not fenced",
         HOPPER_TAIL,
-        "fence_copies();\n    meet(1 + group, 128);",
+        "fence_copies();\n      meet(1 + group, 128);",
         "meet(1 + group, 128);",
         ("Hopper unit",),
     ),

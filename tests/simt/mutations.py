@@ -24,7 +24,7 @@ HOPPER_E_STEP, HOPPER_TAIL = "hopper/e_step.cu", "hopper/unit_tail.cu"
 FEATURE_TILE, GROUP_TILE = "hopper/feature_tile.h", "hopper/group_tile.h"
 ALIGN, UNALIGNED_ROWS = "kernels/align_rows.cu", ("Hopper, unaligned rows", "Hopper, rows of half units")
 ODD_ROWS = ("Hopper, odd rows of images", "Hopper, odd rows of heads")
-SLOTS, STORE_SUMS = "kernels/add_slots.h", "hopper/store_sums.h"
+SLOTS, STORE_SUMS, STORE_ROWS = "kernels/add_slots.h", "hopper/store_sums.h", "hopper/store_rows.h"
 LOOP_E_STEP, LOOP_M_STEP, LOOP_SUMS = "hopper/loop_e_step.h", "hopper/loop_m_step.h", "hopper/loop_sums.h"
 LOOP_END, GRADIENT_BLOCK = "hopper/loop_reconstruction.h", "hopper/gradient_block.h"
 LONG_LOOP, SHARED_IMAGES = ("loop fp16, more tiles than stages",), ("loop, clusters of one image",)
@@ -200,14 +200,14 @@ OTHERS = [
     ),
     Mutation(
         "Hopper's products: numbers of odd rows that are not shifted",
-        HOPPER_PRODUCTS,
+        STORE_ROWS,
         "unit(begin / UNIT + 1), begin % UNIT * 2)",
         "unit(begin / UNIT + 1), 0)",
         ODD_ROWS,
     ),
     Mutation(
         "Hopper's products: beyond the end of odd rows",
-        HOPPER_PRODUCTS,
+        STORE_ROWS,
         "begin >= 0 && begin + UNIT <= end",
         "begin >= 0 && begin < end",
         ODD_ROWS,
@@ -226,14 +226,14 @@ OTHERS = [
     Mutation(
         "Hopper's unit: x comes while y is read",
         HOPPER_TAIL,
-        "wait_for_reads<0>();\n      arrive_expecting",
+        "wait_for_reads<0>();\n        arrive_expecting",
         "arrive_expecting",
         ("Hopper unit",),
     ),
     Mutation(
         "Hopper's unit: responsibilities and x come before the last ones are read",
         HOPPER_TAIL,
-        "fence_copies();\n    meet(1 + group, 128);",
+        "fence_copies();\n      meet(1 + group, 128);",
         "fence_copies();",
         ("Hopper unit",),
     ),
