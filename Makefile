@@ -46,7 +46,7 @@ core: $(INSTALLED)
 	$(RUN) setup.py --quiet build_ext --inplace
 
 test-core: core
-	$(RUN) -m pytest -rs tests/building
+	$(RUN) -m pytest -rs -n 2 --dist loadfile tests/building
 
 speed: $(INSTALLED)
 	$(RUN) -m pytest -s -m speed tests/test_speed.py

@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(THREADS, 1) unit_tail_kernel(const __grid_cons
       const Matrix<uint16_t> x = image_of_rows(args.x);
       const UnitTailRows<OUTPUTS> rows(x, work.channel, theirs.result, theirs.ends);
       for (int tile = work.tiles.begin; tile < work.tiles.end; ++tile) {
-        wait(theirs.result_is_stored, (tile - work.tiles.begin) & 1 ^ 1);
+        wait(theirs.result_is_stored, ((tile - work.tiles.begin) & 1) ^ 1);
         rows.bring(position_of(tile, served));
         arrive_as_warp(theirs.has_x);
       }

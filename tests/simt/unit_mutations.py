@@ -170,7 +170,7 @@ UNIT = [
     Mutation(
         "unit, rows: x comes where y of the tile before is",
         HOPPER_TAIL,
-        "        wait(theirs.result_is_stored, (tile - work.tiles.begin) & 1 ^ 1);\n",
+        "        wait(theirs.result_is_stored, ((tile - work.tiles.begin) & 1) ^ 1);\n",
         "",
         ("Hopper unit, odd rows",),
     ),
