@@ -233,7 +233,8 @@ def test_the_ratio_of_memory_orders_is_printed(tmp_path, capsys):
 
 
 def test_the_unit_is_a_mode(tmp_path):
-    asked = tiny(tmp_path, mode=("forward", "unit"), peers=("official-detached", "sdpa"), dtype=("float32", "bfloat16"))
+    wanted = {"mode": ("forward", "unit"), "peers": ("official-detached", "sdpa"), "dtype": ("float32", "bfloat16")}
+    asked = tiny(tmp_path, sizes=((9, 9),), **wanted)
     assert microbenchmark.run(asked) == 0
     rows = [row for row in read(tmp_path / "measurements.csv") if row["mode"] == "unit"]
     assert {row["peer"] for row in rows} == {"ema_ops/torch", "ema_ops/torch folded", "official-detached"}
