@@ -186,6 +186,25 @@ def test_parts_of_hopper(text, parts, monkeypatch):
     assert hopper_parts() == parts
 
 
+@pytest.mark.parametrize(
+    ("architectures", "overlap", "hopper"),
+    [(("80", "90a"), True, True), (("90",), True, False), (("80", "100"), False, False)],
+)
+def test_kernels_overlap_only_if_they_wait(architectures, overlap, hopper, monkeypatch):
+    """Those for older architectures run there from their PTX."""
+    monkeypatch.setenv("EMA_OPS_HOPPER", "1")
+    properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=227 << 10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    core = SimpleNamespace(
+        architectures=architectures,
+        hopper_by_default=False,
+        Device=lambda *sizes, **wanted: wanted,
+        plan=lambda described, device: device,
+    )
+    plan = CudaBackend(core).make_plan(None, torch.device("cuda", 0))
+    assert (plan["overlap"], plan["hopper"]) == (overlap, hopper)
+
+
 def test_unknown_part_of_hopper(monkeypatch):
     monkeypatch.setenv("EMA_OPS_HOPPER", "tiles,wings")
     with pytest.raises(ValueError, match="'tiles,wings': expected 0, 1, or of tiles, overlap, loop"):

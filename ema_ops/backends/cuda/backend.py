@@ -20,7 +20,7 @@ from ...layout import empty_like_order
 from ...problem import FLOAT8, Problem
 from ..base import Backend
 from ..convolution import convolution_gradient
-from .architectures import architecture_refusal
+from .architectures import architecture_refusal, parse_architecture
 from .arguments import (
     address,
     aligned,
@@ -110,7 +110,7 @@ class CudaBackend(Backend):
             known.multi_processor_count,
             known.shared_memory_per_block_optin,
             hopper=served and "tiles" in parts,
-            overlap=is_hopper and "overlap" in parts,
+            overlap=is_hopper and self.may_overlap() and "overlap" in parts,
             one_launch=served and "loop" in parts,
             by_default=self.chooses_parts(),
         )
@@ -119,6 +119,10 @@ class CudaBackend(Backend):
     def may_use_hopper(self) -> bool:
         """Whether the kernels for Hopper may serve calls there."""
         return not self.wanted_parts().isdisjoint({"tiles", "loop"}) and "90a" in self.core.architectures
+
+    def may_overlap(self) -> bool:
+        """Whether kernels there wait for those in front of them: PTX of older architectures does not."""
+        return any(parse_architecture(name)[0] == (9, 0) for name in self.core.architectures)
 
     def wanted_parts(self) -> frozenset[str]:
         """What EMA_OPS_HOPPER names, or all parts where the core chooses."""
