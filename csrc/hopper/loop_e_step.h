@@ -24,6 +24,7 @@ class LoopEStep {
       uint32_t bases[Shape::WIDTH / 16][4];
       wait(block_.bases_full, t & 1);
       load(bases);
+      fence_copies();  // before boxes come over what was read
       arrive_as_warp(block_.bases_taken);
       float mass[2] = {};
 #pragma unroll 1

@@ -58,9 +58,13 @@ class LoopMStep {
   EMA_DEVICE void load_bases(const TensorMap& rows, int head, int batch) const {
     const int count = 64 / args_.plan.cluster, base = block_.rank * count;
     const uint16_t all = static_cast<uint16_t>((1u << args_.plan.cluster) - 1);
-    for (int p = 0; p < Shape::PANELS; ++p)
-      copy_box_to(all, block_.bases() + p * WIDE_PANEL + base * CHUNK_BYTES, rows, block_.bases_full, 64 * p, base, head,
-                  batch);
+    for (int p = 0; p < Shape::PANELS; ++p) {
+      unsigned char* memory = block_.bases() + p * WIDE_PANEL + base * CHUNK_BYTES;
+      if (args_.plan.cluster > 1)
+        copy_box_to(all, memory, rows, block_.bases_full, 64 * p, base, head, batch);
+      else  // launched without a cluster
+        copy_box(memory, rows, block_.bases_full, 64 * p, base, head, batch);
+    }
   }
 
   // The stages that sums and bases took. All bases are here once nobody reads the sums of this block; then its barrier

@@ -38,6 +38,7 @@ enum Fault {
   no_fence,
   no_fence_of_memory,
   no_fence_before_copy,
+  no_fence_after_read,
   peer_has_left,
   no_such_peer,
   count_without_cooperation,
@@ -130,12 +131,15 @@ __global__ void echo(float* out, Fault fault) {
   numbers[thread] = -1;
   if (fault != no_fence_before_copy) fence_copies();
   __syncthreads();
+  const float other = numbers[thread ^ 32];
+  if (fault != no_fence_before_copy && fault != no_fence_after_read) fence_copies();
+  __syncthreads();
   if (thread == 0) {
     arrive_expecting(barrier, 1024);
     copy_bytes(numbers, out, 1024, barrier);
   }
   wait(barrier, 0);
-  out[thread] = 2 * numbers[thread];
+  out[thread] = 2 * numbers[thread] + other;
 }
 
 // Blocks of a cluster of two read each other's numbers, and count.

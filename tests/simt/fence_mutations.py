@@ -6,6 +6,7 @@ from mutations import (
     HOPPER_GRADIENT,
     HOPPER_TAIL,
     HOPPER_VALUES,
+    LONG_LOOP,
     LOOP_E_STEP,
     LOOP_M_STEP,
     LOOP_SUMS,
@@ -52,6 +53,13 @@ FENCES = [
         ("Hopper unit",),
     ),
     Mutation("ring: barriers that are not published", RING, "    publish_barriers();\n", "", ("Hopper, one position",)),
+    Mutation(
+        "loop: features over bases whose reads are not fenced",
+        LOOP_E_STEP,
+        "      fence_copies();  // before boxes come over what was read\n",
+        "",
+        LONG_LOOP,
+    ),
     Mutation(
         "loop: responsibilities that are not fenced",
         LOOP_E_STEP,

@@ -88,7 +88,8 @@ struct Block {
   unsigned char* shared;
   int shared_bytes;
   NamedBarrier barriers[16];
-  std::vector<unsigned> writers;  // of every word of shared memory: a thread and its fences so far, 0: nobody (simt_watch.h)
+  // of every word of shared memory: a thread and its fences so far, 0: nobody (simt_watch.h)
+  std::vector<unsigned> writers, readers;
   std::vector<std::pair<const void*, const Thread*>> unpublished;  // barriers of Hopper, and who has initialised them
 
   bool contains(const void* p, int bytes) const {

@@ -1,6 +1,7 @@
 // The instructions of csrc/device/ptx.h on the CPU, with the checks that the hardware would answer with garbage.
 #pragma once
 #include "simt.h"
+#include "simt_watch.h"
 
 namespace ema {
 namespace simt_ptx {
@@ -29,6 +30,7 @@ struct MatrixRow {
 template <bool TRANSPOSED>
 void load_matrices(uint32_t (&r)[4], const void* row, const Place& place) {
   check_shared(row, "a matrix row", place);
+  simt::has_read(row, 16);
   MatrixRow item{row, r};
   simt::collective("load_matrices", ~0u, place, item, [](MatrixRow** lanes) {
     for (int i = 0; i < 4; ++i) {

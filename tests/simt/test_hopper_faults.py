@@ -85,6 +85,7 @@ def test_faults_that_show(library, fault, orders):
         ("no_fence", "forward", "a store at byte 16384 of shared memory, which thread 0 wrote without fence_copies"),
         ("no_fence_of_memory", "forward", "a copy from memory that thread 3 wrote without fence_copies_of_memory"),
         ("no_fence_before_copy", "forward", "a copy at byte 0 of shared memory, which thread 0 wrote without fence"),
+        ("no_fence_after_read", "forward", "a copy at byte 0 of shared memory, which thread 32 read without fence"),
         ("peer_has_left", "reverse", "block 1 of the cluster has left the kernel"),
         ("no_such_peer", "forward", "block 2 of a cluster of 2"),
         ("count_without_cooperation", "forward", "blocks that wait for each other want a cooperative launch"),
@@ -92,7 +93,7 @@ def test_faults_that_show(library, fault, orders):
 )
 def test_faults_that_abort(library, fault, order, words):
     kernel = "pair" if fault in NAMES[NAMES.index("peer_has_left") :] else "ring"
-    if fault in ("no_fence_of_memory", "no_fence_before_copy"):
+    if fault in ("no_fence_of_memory", "no_fence_before_copy", "no_fence_after_read"):
         kernel = "echo"
     done = run(library, kernel, fault, order)
     assert done.returncode == -signal.SIGABRT, done.stdout
