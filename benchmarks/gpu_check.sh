@@ -192,7 +192,7 @@ bench() {
   local name=$1 seconds=$2
   shift 2
   part "$name" $((seconds + 40)) "$python" -m ema_ops bench --device cuda --dtype bfloat16 --seconds 0.1 \
-    --time-limit "$seconds" --out "$work/$name" "$@"
+    --time-limit $((seconds * ${EMA_OPS_PATIENCE:-1})) --out "$work/$name" "$@"
 }
 
 run_stage() {
