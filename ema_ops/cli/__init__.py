@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from .. import __version__
 from ..out_of_memory import is_out_of_memory
 from .processes import is_first, tell_error
 
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Bad input ends with one line and status 2, Ctrl-C with one line and status 130.
     """
     parser = argparse.ArgumentParser(prog="ema-ops", description="Expectation-Maximization Attention (EMANet).")
+    parser.add_argument("--version", action="version", version=f"ema_ops {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         module = import_module(f"{__name__}.{name}")

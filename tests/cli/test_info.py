@@ -136,3 +136,9 @@ def test_shapes_that_are_none(capsys, shape):
     with pytest.raises(SystemExit):
         main(["info", "--shape", shape])
     assert f"shape is {shape!r}: expected B,C,H,W or B,N,C" in capsys.readouterr().err
+
+
+def test_version_of_the_command(info, capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out.splitlines() == [info()[0]]
