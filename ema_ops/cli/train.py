@@ -19,8 +19,8 @@ HELP = "train a segmentation network from a config file or a recipe, alone or un
 _EXAMPLES = """examples:
   ema-ops train --recipes
   ema-ops data generate data/generated && ema-ops train --config generated
-  ema-ops train --config voc_resnet101 --set data.root=VOCdevkit/VOC2012 --set model.backbone_weights=resnet101.pth
-  ema-ops train --config mine.yaml --set model.weights=runs/voc_resnet101/best.pt --set model.skip_unfitting=true
+  ema-ops train --config voc_resnet101 --set data.root=VOCdevkit/VOC2012 model.backbone_weights=resnet101.pth
+  ema-ops train --config mine.yaml --set model.weights=runs/voc_resnet101/best.pt model.skip_unfitting=true
   torchrun --nproc-per-node 4 -m ema_ops train --config voc_resnet101
 """
 
@@ -31,7 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     add = parser.add_argument
     add("--config", required=True, metavar="FILE|RECIPE", help="a YAML file, or the name of a recipe")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, such as optimizer.lr=0.01")
+    add(
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
+        help="change settings, such as optimizer.lr=0.01",
+    )  # fmt: skip
     add("--out", type=Path, help="folder for everything written (default: that of the config)")
     add("--resume", action="store_true", help="go on with the run in that folder, as if it had never been interrupted")
     add("--recipes", action=_ShowRecipes, help="show the recipes with the results others published for them, and exit")

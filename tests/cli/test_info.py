@@ -142,3 +142,11 @@ def test_version_of_the_command(info, capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["--version"])
     assert capsys.readouterr().out.splitlines() == [info()[0]]
+
+
+def test_options_that_a_command_lacks(capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["info", "--backend", "cuda"])
+    error = capsys.readouterr().err
+    assert error.startswith("usage: ema-ops info ")
+    assert error.endswith("ema-ops info: error: unrecognized arguments: --backend cuda\n")

@@ -32,7 +32,7 @@ def command(data, tmp_path, capsys):
 
 
 def test_a_run_learns(command, tmp_path):
-    status, said, _ = command("--set", "training.steps=60", "--set", "training.validate_every=20")
+    status, said, _ = command("--set", "training.steps=60", "training.validate_every=20")
     assert status == 0
     judged = [float(row["mean_iou"]) for row in rows(tmp_path / "run" / "validation.csv")]
     assert judged[-1] > 0.5
