@@ -125,19 +125,11 @@ EMA_DEVICE void store_box(const TensorMap& map, const void* shared, int column, 
   asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];"
                ::"l"(&map), "r"(shared_address(shared)), "r"(column), "r"(line), "r"(head), "r"(batch) : "memory");
 }
-EMA_DEVICE void store_bytes(void* global, const void* shared, int bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
-               ::"l"(__cvta_generic_to_global(global)), "r"(shared_address(shared)), "r"(bytes) : "memory");
-}
 EMA_DEVICE void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-// At most PENDING groups of this thread still read shared memory, or are not in memory yet.
+// At most PENDING groups of this thread still read shared memory. All are in memory when the kernel has ended.
 template <int PENDING>
 EMA_DEVICE void wait_for_reads() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
-}
-template <int PENDING>
-EMA_DEVICE void wait_for_stores() {
-  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
 // What this thread read and wrote in shared memory comes before copies of boxes and products that are started after it

@@ -57,11 +57,11 @@ __global__ void boxes_kernel(const __grid_constant__ TensorMap in, const __grid_
   }
 }
 
-// Sixteen numbers behind each other there and back, over three phases of a barrier on which 32 threads wait.
+// Sixteen numbers behind each other, over three phases of a barrier on which 32 threads wait.
 __global__ void bytes_kernel(const float* in, float* out) {
   EMA_SHARED(shared);
   auto* numbers = reinterpret_cast<float*>(shared);
-  auto* barrier = reinterpret_cast<Barrier*>(shared + 128);
+  auto* barrier = reinterpret_cast<Barrier*>(shared + 64);
   const int thread = threadIdx.x;
   if (thread == 0) {
     init_barrier(barrier, 2);
@@ -77,14 +77,8 @@ __global__ void bytes_kernel(const float* in, float* out) {
     wait(barrier, phase & 1);
     const float number = numbers[thread % 16];
     __syncthreads();
-    if (thread < 16) numbers[16 + thread] = 2 * number;
+    if (thread < 16) out[16 * phase + thread] = 2 * number;
     fence_copies();
-    __syncthreads();
-    if (thread == 0) {
-      store_bytes(out + 16 * phase, numbers + 16, 64);
-      commit_stores();
-      wait_for_stores<0>();
-    }
     __syncthreads();
   }
 }
@@ -229,7 +223,7 @@ int boxes(const void* in, void* out, uint16_t* seen, const int* sizes, const int
   return launch_clusters(boxes_kernel, dim3(4), dim3(32), 4, false, from.bytes() + 8, nullptr, from, to, seen,
                          Boxes{{start[0], start[1], start[2], start[3]}, to_others != 0});
 }
-int bytes(const float* in, float* out) { return launch(bytes_kernel, dim3(1), dim3(32), 136, nullptr, in, out); }
+int bytes(const float* in, float* out) { return launch(bytes_kernel, dim3(1), dim3(32), 72, nullptr, in, out); }
 int product(int fp16, int columns, int a_transposed, int b_transposed, int registers, int line, const void* a,
             const void* b, float* d) {
   if (columns == 32)

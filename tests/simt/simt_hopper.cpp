@@ -233,15 +233,6 @@ void store_box(const TensorMap& map, const void* shared, const int (&start)[4], 
   simt::start_store(place, read, write);
 }
 
-void store_bytes(void* global, const void* shared, int bytes, const Place& place) {
-  check_bytes(global, bytes, "a store", place);
-  check_place(shared, bytes, 16, "a store", place);
-  simt::hardware_reads(*simt::self->warp->block, shared, bytes, "a store", place);
-  auto copy = std::make_shared<std::vector<unsigned char>>(bytes);
-  simt::start_store(place, [=] { std::memcpy(copy->data(), shared, bytes); },
-                    [=] { std::memcpy(global, copy->data(), bytes); });
-}
-
 void store_matrices_transposed(StoredLine** lanes) {
   for (int i = 0; i < 4; ++i)
     for (int lane = 0; lane < 32; ++lane)

@@ -32,7 +32,6 @@ void copy_box(unsigned blocks, void* shared, const TensorMap& map, Barrier* barr
               const Place& place);
 void copy_bytes(void* shared, const void* global, int bytes, Barrier* barrier, const Place& place);
 void store_box(const TensorMap& map, const void* shared, const int (&start)[4], const Place& place);
-void store_bytes(void* global, const void* shared, int bytes, const Place& place);
 
 struct StoredLine {
   void* line;
@@ -95,17 +94,10 @@ inline void store_box(const TensorMap& map, const void* shared, int column, int 
                       simt::Place place = simt::Place::here()) {
   simt_hopper::store_box(map, shared, {column, line, head, batch}, place);
 }
-inline void store_bytes(void* global, const void* shared, int bytes, simt::Place place = simt::Place::here()) {
-  simt_hopper::store_bytes(global, shared, bytes, place);
-}
 inline void commit_stores() { simt::commit_stores(); }
 template <int PENDING>
 inline void wait_for_reads() {
-  simt::wait_for_stores(PENDING, false);
-}
-template <int PENDING>
-inline void wait_for_stores() {
-  simt::wait_for_stores(PENDING, true);
+  simt::wait_for_reads(PENDING);
 }
 inline void fence_copies() { simt::fence_copies(); }
 inline void fence_copies_of_memory() { simt::fence_copies_of_memory(); }

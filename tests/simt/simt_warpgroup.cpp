@@ -225,16 +225,14 @@ void commit_stores() {
   self->stores.clear();
 }
 
-void wait_for_stores(size_t pending, bool written) {
+void wait_for_reads(size_t pending) {
   auto& groups = self->store_groups;
-  // a group whose reads were waited for stays, for its writes may still be
+  // a group whose reads were waited for stays: it is written when the thread leaves
   for (size_t i = 0; i + pending < groups.size(); ++i)
     for (Store& store : groups[i]) {
       run_once(store.read);
       store.waited = true;
-      if (written) run_once(store.write);
     }
-  if (written && groups.size() > pending) groups.erase(groups.begin(), groups.end() - pending);
 }
 
 void check_nothing_pending() {

@@ -56,7 +56,7 @@ void wait_for_products(size_t pending, const Place& place);
 
 void start_store(const Place& place, std::function<void()> read, std::function<void()> write);
 void commit_stores();
-void wait_for_stores(size_t pending, bool written);
+void wait_for_reads(size_t pending);
 
 // At the end of a thread: all its products and stores must be done with shared memory.
 void check_nothing_pending();

@@ -82,7 +82,7 @@ def test_faults_that_show(library, fault, orders):
         ("copy_left", "reverse", "the block has left and nobody has waited for this copy"),
         ("store_left", "forward", "leaves the kernel before this store has read shared memory"),
         ("no_publish", "forward", "thread 0 has initialised this barrier without publish_barriers behind it"),
-        ("no_fence", "forward", "a store at byte 16384 of shared memory, which thread 0 wrote without fence_copies"),
+        ("no_fence", "forward", "a box at byte 16384 of shared memory, which thread 0 wrote without fence_copies"),
         ("no_fence_of_memory", "forward", "a copy from memory that thread 3 wrote without fence_copies_of_memory"),
         ("no_fence_before_copy", "forward", "a copy at byte 0 of shared memory, which thread 0 wrote without fence"),
         ("no_fence_after_read", "forward", "a copy at byte 0 of shared memory, which thread 32 read without fence"),

@@ -70,7 +70,7 @@ def test_boxes_there_and_back(primitives, order, start, to_others, columns):
     assert stored.count_nonzero() == sum((expected[i] * boxes[i].bool()).count_nonzero() for i in range(4))
 
 
-def test_bytes_there_and_back(primitives, order):
+def test_bytes_behind_each_other(primitives, order):
     numbers, out = normal(3, 16), normal(3, 16, seed=1)
     assert primitives.bytes(pointer(numbers), pointer(out)) == 0
     assert torch.equal(out, 2 * numbers)
