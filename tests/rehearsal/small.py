@@ -68,7 +68,9 @@ def shrink_benchmarks() -> None:
     floor.COPY_BYTES, floor.MATRIX_SIDE = {"cuda": 1 << 16}, {"cuda": 32}
     measure = folding.measure
     folding.SHAPES, folding.measure = [(64, 5, 4)], lambda x, bases, mode, repeats: measure(x[:2], bases, mode, 1)
-    latency.CHANNELS, latency.NUM_BASES, latency.SIZES, latency.WARM_UP, latency.REPEATS = 24, 4, (5,), 1, 2
+    draw, size = latency.draw, {"channels": 24, "height": 5, "width": 5, "num_bases": 4}
+    latency.draw = lambda case, *args, **kwargs: draw(dataclasses.replace(case, **size), *args, **kwargs)
+    latency.SIZES, latency.WARM_UP, latency.REPEATS = (65,), 1, 2
     precision.POSITIONS, precision.CHANNELS, precision.NUM_BASES = 33, 64, 4
     ncu.SIZES, ncu.SHAPES = (64, 5, 5, 4, 3), tuple((mode, min(batch, 2)) for mode, batch in ncu.SHAPES)
 
