@@ -29,14 +29,6 @@ def extra_memory(workload: Workload, device: torch.device) -> int:
     return _on_cuda(workload, device) if device.type == "cuda" else _on_cpu(workload)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for every way in which PyTorch says that memory ran out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    texts = ("DefaultCPUAllocator", "std::bad_alloc", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
-
-
 @contextlib.contextmanager
 def limited_to_free_memory(device: torch.device) -> Iterator[None]:
     """On Linux CPUs: an allocation beyond most of the free memory fails, where the kernel would kill the process."""

@@ -13,13 +13,15 @@ from functools import cached_property
 import torch
 from tqdm import tqdm
 
+from ema_ops.out_of_memory import is_out_of_memory
+
 from . import units
 from .case import Case, Inputs, draw
 from .environment import environment, now
 from .floor import Rates, floor, rates_of
 from .formulas import Formula
 from .measure import time_graph, time_workload
-from .memory import extra_memory, is_out_of_memory, limited_to_free_memory
+from .memory import extra_memory, limited_to_free_memory
 from .options import Options
 from .peers import RIVALS, Function, Peer, ours
 from .plots import plot

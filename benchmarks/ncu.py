@@ -3,7 +3,8 @@
     python -m benchmarks.ncu FOLDER
 
 runs itself once more under ncu for every shape and every choice of EMA_OPS_HOPPER, keeps the counters as FOLDER/*.csv
-and writes FOLDER/ncu.md. Without ncu, or where counters may not be read, it says so and ends with status 3.
+and writes FOLDER/ncu.md. Without ncu, or where counters may not be read, it says so and ends with status 3. The status
+is 1 where a run failed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import csv
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -57,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     tool = shutil.which("ncu")
     if tool is None:
         return _without(options.out, "there is no ncu in PATH")
+    status = 0
     for parts in PARTS:
         for mode, batch in SHAPES:
             name = f"{mode}-{batch}-{'off' if parts == '0' else parts.replace(',', '-')}"
@@ -65,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
             if reason is not None and "counters" in reason:
                 return _without(options.out, reason)
             write_table(options.out)
-    return 0
+            status = status if reason is None else 1
+    return status
 
 
 def run_once(mode: str, batch: int) -> None:
@@ -91,17 +95,23 @@ def profile(tool: str, path: Path, mode: str, batch: int, parts: str) -> str | N
         "--kernel-name-base", "mangled", "--kernel-name", "regex:3ema", "--metrics", ",".join(METRICS.values()),
         "--log-file", str(path), sys.executable, "-m", "benchmarks.ncu", str(path.parent), "--inside", mode, str(batch),
     ]  # fmt: skip
-    try:
-        done = subprocess.run(
-            command, env={**os.environ, "EMA_OPS_HOPPER": parts}, capture_output=True, text=True, timeout=SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return f"stopped after {SECONDS} s"
-    said = "\n".join([done.stdout, done.stderr, path.read_text() if path.exists() else ""])
+    # in a group of its own, for ncu leaves what it looks at running when it is killed
+    with subprocess.Popen(
+        command, env={**os.environ, "EMA_OPS_HOPPER": parts}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=SECONDS)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            return f"stopped after {SECONDS} s"
+    said = "\n".join([output, path.read_text() if path.exists() else ""])
     if "ERR_NVGPUCTRPERM" in said or "Failed to initialize the profiler" in said:
         return "the hardware counters may not be read on this machine"
-    if done.returncode != 0:
-        return f"status {done.returncode}: {said.strip().splitlines()[-1] if said.strip() else 'no output'}"
+    if process.returncode != 0:
+        return f"status {process.returncode}: {said.strip().splitlines()[-1] if said.strip() else 'no output'}"
     return None if read_counters(path) else "no kernel of ours was seen"
 
 

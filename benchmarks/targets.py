@@ -14,12 +14,11 @@ from pathlib import Path
 from .peers import RIVALS
 from .ratios import describe, order_ratios, peer_ratios, position_ratios
 from .records import outcomes, properties
-from .results import CASE as RUN
-from .results import Row, latest, number, read
+from .results import CASE, Row, latest, number, read
 
 CORE = "ema_ops/cuda"
 # the case that the targets are about, unless they name another
-CASE = {"dtype": "bfloat16", "channels": "512", "num_bases": "64", "num_iters": "3"}
+MAIN = {"dtype": "bfloat16", "channels": "512", "num_bases": "64", "num_iters": "3"}
 LARGE = {"batch": "16", "height": "65", "width": "65", "memory_order": "channels_last"}
 
 
@@ -45,7 +44,7 @@ class Target:
 
 def targets(rows: Iterable[Row], recorded_numbers: dict[str, list[float]]) -> list[Target]:
     """All targets; `recorded_numbers` are those that the tests recorded, by name."""
-    rows = [row for row in latest(rows) if all(row[column] == value for column, value in CASE.items())]
+    rows = [row for row in latest(rows) if all(row[column] == value for column, value in MAIN.items())]
     core = [row for row in rows if row["peer"] == CORE]
 
     def over_floor(mode: str) -> tuple[float | None, str]:
@@ -81,7 +80,7 @@ def hopper_targets(rows: Iterable[Row], latencies: Iterable[tuple[float, str]] =
     ours = [row for row in rows if row["peer"].startswith((f"{CORE}:", f"{CORE} "))]
 
     def best(mode: str, batch: str, value: Callable[[Row], float | None]) -> tuple[float | None, str]:
-        alike = _like(ours, **{**CASE, **LARGE, "batch": batch, "mode": mode})
+        alike = _like(ours, **{**MAIN, **LARGE, "batch": batch, "mode": mode})
         measured = [(found, row["peer"]) for row in alike if (found := value(row)) is not None]
         return min(measured, default=(None, ""))
 
@@ -103,7 +102,7 @@ def hopper_targets(rows: Iterable[Row], latencies: Iterable[tuple[float, str]] =
 
 def rivals(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
     """By case, the times of the rivals over that of the core."""
-    rows = list(rows)
+    rows = _like(rows, **MAIN)
     found: dict[str, dict[str, float]] = {}
     for name in RIVALS:
         for row, ratio in peer_ratios(rows, CORE, name):
@@ -112,7 +111,7 @@ def rivals(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
 
 
 def write(folder: Path) -> str:
-    """Write `targets.md` from all CSV and JUnit files below `folder`; returns the text."""
+    """Write `targets.md` from all CSV files and records of tests below `folder`; returns the text."""
     rows = [row for path in sorted(folder.rglob("measurements.csv")) for row in read(path)]
     devices = ", ".join(sorted({row["device"] for row in rows})) or "no measurement"
     tests = [test for each in outcomes(folder).values() for test in each]
@@ -151,7 +150,7 @@ def _like(rows: Iterable[Row], **wanted: str) -> list[Row]:
 
 
 def _same(first: Row, second: Row) -> bool:
-    return all(first[column] == second[column] for column in RUN)
+    return all(first[column] == second[column] for column in CASE)
 
 
 def _worst(ratios: Iterable[tuple[Row, float | None]]) -> tuple[float | None, str]:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 
-_WORDS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc")
+_WORDS = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "cublas_status_alloc_failed",
+)
 """Of PyTorch's allocators on a CPU, its shared memory and its libraries, which raise RuntimeError."""
 
 

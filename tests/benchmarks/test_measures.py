@@ -6,9 +6,10 @@ import torch
 from benchmarks.case import Case, draw
 from benchmarks.formulas import EM, SELF, self_attention
 from benchmarks.measure import time_workload
-from benchmarks.memory import extra_memory, is_out_of_memory
+from benchmarks.memory import extra_memory
 from benchmarks.verify import find_truth, judge
 from benchmarks.workload import Workload
+from ema_ops.out_of_memory import is_out_of_memory
 
 CPU = torch.device("cpu")
 CASE = Case(2, 16, 5, 7, 4, 3, "float32", "contiguous")
@@ -44,6 +45,7 @@ def test_timing_repeats_at_least_three_times_and_orders_percentiles():
 def test_other_errors_are_not_out_of_memory():
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
 
 
 def test_truth_accepts_the_plain_formula_and_refuses_a_shift():

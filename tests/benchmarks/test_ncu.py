@@ -1,5 +1,8 @@
 """Counters of ncu: its file read, its refusals told."""
 
+import time
+from pathlib import Path
+
 from benchmarks import ncu
 
 
@@ -27,8 +30,20 @@ def test_where_counters_may_not_be_read_it_stops_at_once(tmp_path, monkeypatch, 
 
 def test_a_run_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
     fake(monkeypatch, tmp_path, "#!/bin/sh\necho 'no such metric'\nexit 2\n")
-    assert ncu.main([str(tmp_path)]) == 0
+    assert ncu.main([str(tmp_path)]) == 1
     assert capsys.readouterr().out.count("status 2: no such metric") == len(ncu.SHAPES) * len(ncu.PARTS)
+
+
+def test_a_run_that_takes_too_long_is_ended_with_all_it_started(tmp_path, monkeypatch):
+    child = tmp_path / "child"
+    fake(monkeypatch, tmp_path, f"#!/bin/sh\nsleep 97 & echo $! > {child}\nwait\n")
+    monkeypatch.setattr(ncu, "SECONDS", 1)
+    assert ncu.profile(str(tmp_path / "bin" / "ncu"), tmp_path / "x.csv", "forward", 1, "0") == "stopped after 1 s"
+    status = Path("/proc", child.read_text().strip(), "stat")
+    deadline = time.monotonic() + 5
+    while status.exists() and status.read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_table(tmp_path):

@@ -92,6 +92,8 @@ def test_hopper_takes_the_best_of_its_parts_and_never_the_portable_kernels():
 def test_rivals_are_told_how_much_longer_they_take():
     ((case, times),) = rivals([row(1.0), row(5.0, peer="sdpa"), row(3.0, peer="ema_ops/triton")]).items()
     assert times == {"sdpa": 5.0}
+    # a narrow case is another one, and no target is about it
+    assert rivals([row(1.0, channels="64"), row(5.0, peer="sdpa", channels="64")]) == {}
     assert "65x65 forward" in case
 
 

@@ -1,6 +1,6 @@
 """Memory: what a call takes and keeps, more of it than 32 bits count, and running out of it.
 
-The measured ratios are left in the JUnit file, from where `benchmarks/targets.py` has them.
+The measured ratios are left in the record of the tests, from where `benchmarks/targets.py` has them.
 """
 
 import gc
