@@ -26,7 +26,7 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs="+",
         default=[1.0],
-        help="paper, multi-scale: 0.5 0.75 1 1.25 1.5 1.75 (default: 1)",
+        help="the paper's, with --flip: 0.5 0.75 1 1.25 1.5 1.75 (default: 1)",
     )
     add("--flip", action="store_true", help="judge the mirrored pictures too; probabilities are averaged")
     add("--mode", choices=("whole", "slide"), default="whole", help="whole pictures or windows (default: whole)")

@@ -15,9 +15,6 @@ from torch.nn import functional as F
 from ..data import IGNORE
 from .memory import naming_size
 
-PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""The scales of the paper's multi-scale results, together with mirrored pictures."""
-
 MODES = ("whole", "slide")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.folder import ENDINGS
 from ..data.pictures import read_rgb
-from ..data.workers import in_order
+from ..data.workers import check_workers, in_order
 
 
 class Picture(NamedTuple):
@@ -33,23 +33,26 @@ def read_picture(path: Path) -> Picture:
 
 
 def read_pictures(paths: Sequence[Path], workers: int) -> Iterator[Picture]:
-    """The pictures at `paths` in their order, decoded ahead by `workers` processes."""
+    """The pictures at `paths` in their order, decoded ahead by `workers` processes, 0 or more."""
+    check_workers(workers)
     return in_order(read_picture, paths, workers=workers)
 
 
 def find_pictures(folder: Path, leave_out: Path) -> list[Path]:
-    """All pictures below `folder` in the order of their paths, but hidden ones and what lies in `leave_out`.
+    """All pictures below `folder` in the order of their paths, but those that are hidden, as files or by a folder, and
+    what lies in `leave_out`, where that is below `folder`.
 
     Raises ValueError when there is none.
     """
     leave_out = leave_out.resolve()
+    around = folder.resolve().is_relative_to(leave_out)
     found = [
         path
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in ENDINGS
-        and not path.name.startswith(".")
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
-        and not path.resolve().is_relative_to(leave_out)
+        and (around or not path.resolve().is_relative_to(leave_out))
     ]
     if not found:
         raise ValueError(f"folder {folder} has no pictures: expected files ending in {' '.join(ENDINGS)}")

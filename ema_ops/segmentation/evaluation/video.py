@@ -64,10 +64,11 @@ def predict_video(
             raise OSError(f"{path} does not tell its frame rate: expected a video with one")
         expected = stream.frames or None
         started(expected)
-        encoder = _Encoder(target, rate, stream.sample_aspect_ratio)
+        encoder = _Encoder(target, rate)
 
         def write(prediction: Prediction[_Place]) -> None:
-            encoder.add(np.asarray(painter.overlay(prediction.pixels, prediction.classes)))
+            overlay = np.asarray(painter.overlay(prediction.pixels, prediction.classes))
+            encoder.add(overlay, prediction.key.aspect)
             if masks:
                 save_png(
                     painter.mask(prediction.classes), out / "masks" / path.stem / f"{prediction.key.number:06}.png"
@@ -86,10 +87,11 @@ def predict_video(
 
 
 class _Place(NamedTuple):
-    """Frame `number` of the video at `path`."""
+    """Frame `number` of the video at `path`; `aspect` is the width of its pixels over their height, if told."""
 
     path: Path
     number: int
+    aspect: Fraction | None
 
     def __str__(self) -> str:
         return f"{self.path}, frame {self.number}"
@@ -97,14 +99,16 @@ class _Place(NamedTuple):
 
 def _frames(path: Path, source: Any) -> Iterator[Frame[_Place]]:
     """The frames of the first video stream, turned as a player shows them."""
-    number, size = 0, None
+    number, size, aspect = 0, None, source.streams.video[0].sample_aspect_ratio
     try:
         for frame in source.decode(video=0):
-            pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            turns = round(frame.rotation / 90)
+            pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
             if size is not None and pixels.shape != size:
                 raise OSError(f"{path} changes its size to {pixels.shape[1]} x {pixels.shape[0]} at frame {number}")
             size = pixels.shape
-            yield Frame(_Place(path, number), torch.from_numpy(pixels.copy()))
+            place = _Place(path, number, 1 / aspect if aspect and turns % 2 else aspect)
+            yield Frame(place, torch.from_numpy(pixels.copy()))
             number += 1
     except av.FFmpegError as error:
         raise OSError(
@@ -117,20 +121,19 @@ def _frames(path: Path, source: Any) -> Iterator[Frame[_Place]]:
 class _Encoder:
     """A video at `path`, begun with its first frame. Raises OSError naming the file."""
 
-    def __init__(self, path: Path, rate: Fraction, aspect: Fraction | None) -> None:
+    def __init__(self, path: Path, rate: Fraction) -> None:
         self.path = path
         # MPEG-4 counts time in 16 bits
         self.rate = Fraction(rate).limit_denominator(max(1, min(1001, int(65535 / rate))))
-        self.aspect = aspect
         self.frames = 0
         self.container: Any = None
         self.stream: Any = None
 
-    def add(self, pixels: np.ndarray) -> None:
-        """Append the frame `pixels` uint8 [H, W, 3]."""
+    def add(self, pixels: np.ndarray, aspect: Fraction | None) -> None:
+        """Append the frame `pixels` uint8 [H, W, 3], whose pixels are `aspect` times as wide as high."""
         try:
             if self.container is None:
-                self._begin(pixels.shape[0], pixels.shape[1])
+                self._begin(pixels.shape[0], pixels.shape[1], aspect)
             self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
             self.frames += 1
         except (OSError, av.FFmpegError) as error:
@@ -150,7 +153,7 @@ class _Encoder:
             self.container.close()
             self.path.unlink(missing_ok=True)
 
-    def _begin(self, height: int, width: int) -> None:
+    def _begin(self, height: int, width: int, aspect: Fraction | None) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         codec = next(name for name in CODECS if name in av.codecs_available)
         self.container = av.open(str(self.path), "w")
@@ -158,5 +161,5 @@ class _Encoder:
         self.stream.height, self.stream.width = height, width
         # half the colour resolution, as every player knows it, needs even sizes
         self.stream.pix_fmt = "yuv420p" if height % 2 == width % 2 == 0 or codec != "libx264" else "yuv444p"
-        if self.aspect:
-            self.stream.sample_aspect_ratio = self.aspect
+        if aspect:
+            self.stream.sample_aspect_ratio = aspect

@@ -24,12 +24,18 @@ def save(path, array=RGB, **options):
 
 
 def test_folder_is_searched_but_for_own_results_and_hidden_files(tmp_path):
-    for name in ("b.png", "a.JPG", "deep/er/c.tif", "out/masks/b.png", ".hidden.png"):
+    for name in ("b.png", "a.JPG", "deep/er/c.tif", "out/masks/b.png", ".hidden.png", ".hidden/b.png"):
         save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "folder.png").mkdir()
     found = find_pictures(tmp_path, leave_out=tmp_path / "deep" / ".." / "out")
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.JPG", "b.png", "deep/er/c.tif"]
+
+
+def test_results_in_a_folder_around_the_pictures(tmp_path):
+    save(tmp_path / "photos" / "a.png")
+    found = find_pictures(tmp_path / "photos", leave_out=tmp_path)
+    assert [path.name for path in found] == ["a.png"]
 
 
 def test_empty_folder(tmp_path):

@@ -34,12 +34,14 @@ def painter(dataset):
 def write_video(tmp_path):
     """Writes a video of frames uint8 [H, W, 3] and returns its path."""
 
-    def write(frames, name="clip.mp4", codec="libx264", rate=10, pix_fmt="yuv444p"):
+    def write(frames, name="clip.mp4", codec="libx264", rate=10, pix_fmt="yuv444p", aspect=None):
         path = tmp_path / name
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=rate)
             stream.height, stream.width = frames[0].shape[:2]
             stream.pix_fmt = pix_fmt
+            if aspect is not None:
+                stream.sample_aspect_ratio = aspect
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode(None))
@@ -164,7 +166,7 @@ def test_video_of_another_codec_and_rate(predictor, painter, write_video, frames
 
 
 def test_video_that_players_turn(predictor, painter, write_video, frames, tmp_path):
-    path = write_video(frames)
+    path = write_video(frames, aspect=Fraction(4, 3))
     content = path.read_bytes()
     # the matrix in the track's header, 16.16 fixed point: a point (x, y) is shown at (-y, x), a quarter clockwise
     matrix = struct.Struct(">9i")
@@ -173,6 +175,8 @@ def test_video_that_players_turn(predictor, painter, write_video, frames, tmp_pa
     path.write_bytes(content[:place] + matrix.pack(*turned) + content[place + matrix.size :])
     result = predict_video(predictor, painter, path, tmp_path / "out", masks=True)
     overlay = read_video(result.path)[2][0]
+    with av.open(str(result.path)) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(3, 4)
     shown = np.rot90(frames[0], -1)
     assert overlay.shape == shown.shape
     drawn = [
