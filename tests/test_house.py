@@ -27,6 +27,7 @@ ORDER = [
     "problem",
     "layout",
     "out_of_memory",
+    "checkout",
 ]
 FREE = {"interop", "reference", "__init__", "__main__"}
 

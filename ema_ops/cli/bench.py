@@ -6,8 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import ema_ops
-
+from ..checkout import benchmarks_parent
 from .extras import require
 
 HELP = "measure time and memory of EM attention against its rivals (run it from the repository)"
@@ -55,15 +54,13 @@ def find_benchmarks() -> None:
 
     Raises ValueError when it is in neither place, or when what it needs is not installed.
     """
-    for folder in (Path(ema_ops.__file__).resolve().parent.parent, Path.cwd()):
-        if (folder / "benchmarks" / "microbenchmark.py").is_file():
-            if str(folder) not in sys.path:
-                sys.path.insert(0, str(folder))
-            break
-    else:
+    folder = benchmarks_parent()
+    if folder is None:
         raise ValueError(
             f"there is no benchmarks/microbenchmark.py in {Path.cwd()}: expected to run from the repository of ema_ops"
         )
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
     require("bench")
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..functional import em_attention, responsibilities
 from ..layers import EMAUnit
 from ..segmentation.data.generated.drawing import CLASSES
-from ..segmentation.data.pictures import open_picture
+from ..segmentation.data.pictures import open_picture, upright
 from .network import NUM_BASES, STRIDE, DemoNetwork
 
 LONGEST_SIDE = 512
@@ -25,10 +25,9 @@ def load_picture(path: str | Path) -> Image.Image:
 
     Raises OSError naming the file when it is missing, damaged or no picture.
     """
-    picture = open_picture(path)
+    picture = upright(open_picture(path), path)
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
         picture = _stretched(picture)
-    picture = ImageOps.exif_transpose(picture)
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BOX)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
@@ -84,7 +83,7 @@ def load_network(path: Path) -> DemoNetwork:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         # torch.load raises whatever the unpickler or the archive reader does
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"{path} is not a network of this demo ({reason}): expected one that the demo wrote"
         ) from error

@@ -19,7 +19,7 @@ class SelfAttention(nn.Module):
     """The non-local block in its plain form: every position looks at every other through an [N, N] matrix.
 
     Wang et al., "Non-local Neural Networks", CVPR 2018: queries, keys and values of half the channels, softmax of
-    their scaled products, a 1x1 convolution with batch norm, addition to the input.
+    their scaled products, a 1x1 convolution with batch norm, addition to the input; and a ReLU, as behind the EMA unit.
     """
 
     def __init__(self, channels: int) -> None:
@@ -29,7 +29,7 @@ class SelfAttention(nn.Module):
         self.project = nn.Sequential(nn.Conv2d(self.inner, channels, 1, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [B, C, H, W] with the mixture of all positions added."""
+        """`x` [B, C, H, W] with the mixture of all positions added, behind a ReLU."""
         queries, keys, values = (part(x).flatten(2) for part in (self.queries, self.keys, self.values))
         attention = torch.softmax(queries.transpose(1, 2) @ keys * self.inner**-0.5, dim=-1)
         mixed = values @ attention.transpose(1, 2)

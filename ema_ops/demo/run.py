@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .. import __version__
+from ..checkout import benchmarks_parent
 from ..segmentation.data import VOCSegmentation
 from ..segmentation.data.generated.drawing import CLASSES, DISTANCE, build
 from ..segmentation.data.generated.sources import PHOTOGRAPHS, photograph
@@ -26,8 +27,6 @@ from .picture import DEFAULT_OUT, MAP_CAPTION, NETWORK_FILE
 from .train import Budget, Result, train
 
 OURS = "EM attention"
-BAD_INPUT = 2
-"""Exit status of `ema-ops` when it was asked for something it cannot do."""
 FULL = Budget()
 QUICK = Budget(train=160, val=32, steps=24, batch=8, judgements=3)
 
@@ -124,18 +123,20 @@ def _train_all(plan: Plan, train_set: VOCSegmentation, val_set: VOCSegmentation)
 
 def _microbenchmark(plan: Plan) -> Microbenchmark:
     """A short `ema-ops bench`; without the repository no plots, and the reason."""
+    if benchmarks_parent() is None:
+        return Microbenchmark([], "Not run: `ema-ops bench` works in a clone of the repository only.", 0)
     folder = plan.out / "bench"
     command = ["bench", "--device", "cpu", "--out", str(folder), "--seed", str(plan.seed), *plan.bench]
     status = subprocess.run([sys.executable, "-m", "ema_ops", *command]).returncode
-    if status == BAD_INPUT:
-        return Microbenchmark([], "Not run: `ema-ops bench` works in a clone of the repository only.", 0)
     note = (
         "A short microbenchmark on this machine's CPU at small sizes, both axes logarithmic. Every result was checked "
         f"against the float64 reference before it was timed. Run {' '.join(['ema-ops bench', *plan.bench])} to "
         "repeat it, or without --quick for the sizes of the paper."
     )
-    if status:
-        note += f" It ended with status {status}: a result was wrong or a peer failed; measurements.csv says which."
+    if status == 1:
+        note += " It ended with status 1: a result was wrong or a peer failed; measurements.csv says which."
+    elif status:
+        note += f" It ended with status {status}; its last line said why."
     figures = [
         Figure(path.read_bytes(), "Time and peak extra memory against the number of positions N.")
         for path in sorted(folder.rglob("*.png"))

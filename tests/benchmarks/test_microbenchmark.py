@@ -211,7 +211,7 @@ def test_bad_size_gets_a_clear_line(capsys):
 
 
 def test_outside_the_repository_the_command_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ema_ops.__file__", str(tmp_path / "site" / "ema_ops" / "__init__.py"))
+    monkeypatch.setattr("ema_ops.checkout.__file__", str(tmp_path / "site" / "ema_ops" / "checkout.py"))
     monkeypatch.chdir(tmp_path)
     assert main([*TINY]) == 2
     assert "expected to run from the repository" in capsys.readouterr().err

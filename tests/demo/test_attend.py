@@ -94,6 +94,8 @@ def test_exif_turns_the_picture(tmp_path):
     exif[0x0112] = 6
     _noise("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
     assert attend.load_picture(tmp_path / "turned.jpg").size == (20, 40)
+    PICTURES["deep.png"].save(tmp_path / "deep.png", exif=exif)
+    assert attend.load_picture(tmp_path / "deep.png").size == (30, 40)
 
 
 def test_huge_pictures_shrink(tmp_path):
@@ -106,7 +108,15 @@ def _cut(path):
     path.write_bytes(path.read_bytes()[:-500])
 
 
+def _damage_exif(path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    _noise("RGB", (64, 64)).save(path, exif=exif)
+    path.write_bytes(path.read_bytes().replace(b"MM\0*", b"MM\0?"))
+
+
 BROKEN = {
+    "exif.webp": (_damage_exif, "damaged EXIF data"),
     "cut.jpg": (_cut, "truncated or damaged"),
     "text.jpg": (lambda path: path.write_text("not a picture"), "not a picture"),
     "empty.png": (lambda path: path.write_bytes(b""), "not a picture"),
@@ -127,8 +137,9 @@ def test_broken_files_end_with_one_line(name, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_are_none(tmp_path, capsys):
+@pytest.mark.parametrize("content", ["no weights", ""])
+def test_weights_that_are_none(tmp_path, capsys, content):
     PICTURES["grey.png"].save(tmp_path / "grey.png")
-    (tmp_path / "network.pt").write_text("no weights")
+    (tmp_path / "network.pt").write_text(content)
     assert main(["demo", "--image", str(tmp_path / "grey.png"), "--weights", str(tmp_path / "network.pt")]) == 2
     assert "network.pt is not a network of this demo" in capsys.readouterr().err

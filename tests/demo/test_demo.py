@@ -94,3 +94,18 @@ def test_bad_options(capsys, tmp_path):
         assert f"seed is {seed}: expected 0 to 2147483647" in capsys.readouterr().err
     assert main(["demo", "--steps", "0", "--out", str(tmp_path)]) == 2
     assert "steps is 0: expected at least 1" in capsys.readouterr().err
+
+
+def test_without_the_repository_there_is_no_microbenchmark(monkeypatch):
+    monkeypatch.setattr(run, "benchmarks_parent", lambda: None)
+    told = run._microbenchmark(run.Plan())
+    assert (told.figures, told.status) == ([], 0)
+    assert "in a clone of the repository only" in told.note
+
+
+def test_a_microbenchmark_that_refuses_is_told(tmp_path):
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "measurements.csv").write_text("other,columns\n")
+    told = run._microbenchmark(run.Plan(out=tmp_path))
+    assert told.status == 2
+    assert "It ended with status 2; its last line said why." in told.note

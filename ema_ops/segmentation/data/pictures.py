@@ -59,7 +59,7 @@ def read_rgb(path: str | Path) -> Image.Image:
     picture = open_picture(path)
     if picture.mode in ("I", "F"):
         raise DataError(f"{path} has 32-bit pixels (mode {picture.mode}): expected 8 or 16 bits")
-    picture = _upright(picture, path)
+    picture = upright(picture, path)
     if picture.mode in _SIXTEEN_BITS:
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode == "P" and "transparency" in picture.info:
@@ -67,7 +67,8 @@ def read_rgb(path: str | Path) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _upright(picture: Image.Image, path: str | Path) -> Image.Image:
+def upright(picture: Image.Image, path: str | Path) -> Image.Image:
+    """`picture`, read from `path`, turned by its EXIF orientation. Raises OSError when its EXIF data is damaged."""
     # Pillow's exif_transpose writes all EXIF data anew, and fails where another entry is damaged
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation)
