@@ -61,10 +61,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from ..segmentation.data import check_dataset
-    from ..segmentation.data.kinds import default_split
+    from ..segmentation.data.kinds import check_options, default_split
 
     split = default_split(args.kind) if args.split is None else args.split
     options = dict(map(parsed_option, args.option))
+    check_options(args.kind, options)
     report = check_dataset(args.kind, args.root, split, workers=args.workers, progress=sys.stderr.isatty(), **options)
     for problem in report.problems:
         print(problem)
@@ -94,8 +95,10 @@ def _generate(args: argparse.Namespace) -> int:
     with tqdm(total=args.train + args.val, desc="generate", unit="picture", disable=not sys.stderr.isatty()) as bar:
         try:
             build(args.root, train=args.train, val=args.val, seed=args.seed, progress=bar.update)
-        # a full disk names no file
+        # a full disk names no file, while what we raise ourselves does
         except OSError as error:
+            if error.errno is None:
+                raise
             raise OSError(f"{args.root} cannot be written to: {error}") from error
     print(f"{args.root}: {args.train} pictures to train on, {args.val} to validate (kind: generated)")
     return 0

@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _dataset_place(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
     """kind, root, split and options of the data set: those given, else those of the checkpoint."""
+    from ..segmentation.data.kinds import check_options
+
     stored = checkpoint.content.get("data") if checkpoint.source == "ema_ops" else None
     stored = stored or {}
     place = {
@@ -94,7 +96,9 @@ def _dataset_place(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str
         )
     # options of another kind of data set would mean nothing
     options = dict(stored.get("options") or {}) if place["kind"] == stored.get("kind") else {}
-    return {**place, "options": {**options, **dict(map(parsed_option, args.option))}}
+    options |= map(parsed_option, args.option)
+    check_options(str(place["kind"]), options)
+    return {**place, "options": options}
 
 
 def _check_classes(path: Path, checkpoint: Checkpoint, dataset: SegmentationDataset) -> str:

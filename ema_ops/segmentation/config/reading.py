@@ -85,7 +85,8 @@ def _explained(detail: Mapping[str, Any]) -> str:
         return f"{key} is missing: expected a value"
     if kind == "model_type":
         return f"{key} is {detail['input']!r}: expected a section with {_names(_section(detail['loc']))}"
-    return f"{key} is {detail['input']!r}: expected {message.removeprefix('Input should be ')}"
+    expected = message.removeprefix("Input should be ")
+    return f"{key} is {detail['input']!r}: {message if expected == message else f'expected {expected}'}"
 
 
 def _section(keys: Iterable[str]) -> type[BaseModel]:

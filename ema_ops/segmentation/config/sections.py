@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from ...layers import PRESETS, EMAttention
 from ..data.augmentation import Augmentation
+from ..data.kinds import check_options
 from ..evaluation import Inference
 
 Count = Annotated[int, Field(ge=1)]
@@ -103,7 +104,8 @@ class DataConfig(_Section):
     workers: Annotated[int, Field(ge=0)] = 4
 
     @model_validator(mode="after")
-    def _check_augmentation(self) -> DataConfig:
+    def _check_data(self) -> DataConfig:
+        check_options(self.kind, self.options)
         Augmentation(self.crop, self.scales, self.flip, self.scale_step, self.max_class_share, self.distort_colours)
         return self
 

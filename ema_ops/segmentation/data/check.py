@@ -14,7 +14,7 @@ from .dataset import SegmentationDataset
 from .errors import DataError
 from .kinds import check_options, open_dataset
 from .labels import IGNORE
-from .workers import in_order
+from .workers import check_workers, in_order
 
 Value = TypeVar("Value")
 
@@ -52,8 +52,7 @@ def check_dataset(
 
     Raises ValueError or TypeError when the kind, an option or `workers` is wrong.
     """
-    if workers < 0:
-        raise ValueError(f"workers is {workers}: expected 0 or more")
+    check_workers(workers)
     check_options(kind, options)
     try:
         dataset = open_dataset(kind, root, split, check_files=False, **options)

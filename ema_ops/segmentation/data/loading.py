@@ -15,7 +15,7 @@ from torch import Tensor
 from .augmentation import Augmentation
 from .dataset import SegmentationDataset
 from .normalization import normalize
-from .workers import in_order
+from .workers import check_workers, in_order
 
 _ORDER, _AUGMENTATION = 0, 1
 """What a stream of random numbers is for; its first word, so no two streams are the same."""
@@ -65,7 +65,7 @@ def training_batches(
         scales: pictures are resized by a factor drawn evenly between these two.
         flip: whether half of the pictures are mirrored.
         scale_step: the factor is one of low, low + step, ..., high; None for any between.
-        max_class_share: crops that one class has more of are drawn again, as `Augmentation` says; None for none.
+        max_class_share: crops with such a share of one class are drawn again, as `Augmentation` says; None for none.
         distort_colours: whether brightness, contrast and colours are changed at random, as `Distortion` says.
         batch: pictures in the batch of all ranks together.
         seed: 0 or more.
@@ -154,5 +154,4 @@ def _plan(
 def _check_share(rank: int, world_size: int, workers: int) -> None:
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank}: expected 0 to {world_size - 1} for {world_size} processes")
-    if workers < 0:
-        raise ValueError(f"workers is {workers}: expected 0 or more")
+    check_workers(workers)

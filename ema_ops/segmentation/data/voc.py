@@ -148,5 +148,4 @@ class VOCSegmentation(SegmentationDataset):
 
 def _name(line: str) -> str:
     """NAME of a line "NAME", or "/JPEGImages/NAME.jpg /SegmentationClassAug/NAME.png"."""
-    first = line.split()[0]
-    return Path(first).stem if "/" in first else first
+    return Path(line.split()[0]).stem if "/" in line else line.strip()

@@ -58,6 +58,12 @@ def in_order(
         yield result
 
 
+def check_workers(workers: int) -> None:
+    """ValueError unless `workers` is a number of processes."""
+    if workers < 0:
+        raise ValueError(f"workers is {workers}: expected 0 or more")
+
+
 def _cores() -> int:
     """Cores that this process may use, where the system tells it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -63,7 +63,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     # torch.save tells a full disk by a RuntimeError
     except (OSError, RuntimeError) as error:
-        reason = f"{_first_line(error)}; {shutil.disk_usage(path.parent).free / 2**20:.1f} MiB are free there"
+        reason = _first_line(error)
+        if path.parent.is_dir():
+            reason += f"; {shutil.disk_usage(path.parent).free / 2**20:.1f} MiB are free there"
         part.unlink(missing_ok=True)
         kept = "the one before it is kept" if path.exists() else "there was none before it"
         raise OSError(f"{path} could not be written ({reason}): {kept}") from error

@@ -66,6 +66,7 @@ def test_problems(folder, tmp_path, capsys):
         (["--kind", "folder"], "classes and num_classes are missing"),
         (["--kind", "folder", "--option", "color=red"], "option 'color' is unknown"),
         (["--kind", "folder", "--option", "transform=1"], "option 'transform' is unknown"),
+        (["--kind", "folder", "--option", "workers=3"], "option 'workers' is unknown"),
         (["--kind", "folder", "--option", "num_classes"], "option is 'num_classes': expected KEY=VALUE"),
         (["--kind", "folder", "--option", "classes=[a"], "option classes is '[a': expected a value as YAML"),
         ([*CHECK, "--workers", "-1"], "workers is -1"),

@@ -111,6 +111,12 @@ def test_picture_without_a_mask(voc):
         VOCSegmentation(voc)
 
 
+def test_names_with_a_space(voc):
+    (voc / "ImageSets/Segmentation/train.txt").write_text("a\nmy photo\n")
+    with pytest.raises(FileNotFoundError, match=r"my photo\.jpg is missing: the data set lists my photo"):
+        VOCSegmentation(voc)
+
+
 def test_listed_picture_is_missing(voc):
     (voc / "JPEGImages/b.jpg").unlink()
     (voc / "SegmentationClass/b.png").unlink()

@@ -101,6 +101,7 @@ def test_other_names_of_the_classes_are_told(network, data, tmp_path, capsys):
         (["--option", "classes=[a, b]"], r"network.pt has 3 classes: expected 2, as the data set has"),
         (["--option", "classes"], "option is 'classes': expected KEY=VALUE"),
         (["--option", "colour=1"], "option 'colour' is unknown: expected one of"),
+        (["--option", "split=val"], "option 'split' is unknown: expected one of"),
         (["--split", "test"], "test.txt is missing"),
         (["--batch", "0"], "batch is 0: expected at least 1"),
         (["--iters", "0"], "iters is 0"),

@@ -228,6 +228,7 @@ def test_wrong_inputs(predict, root, tmp_path, capsys):
     assert "bad.mp4 cannot be opened as a video" in error(tmp_path / "bad.mp4")
     assert "alpha is 2.0: expected 0 to 1" in error(good, "--alpha", "2")
     assert "batch is 0: expected at least 1" in error(good, "--batch", "0")
+    assert "workers is -1: expected 0 or more" in error(good, "--workers", "-1")
     assert "expected mode 'slide'" in error(good, "--window", "8", "8")
     assert "no.pt does not exist" in error(good, "--checkpoint", str(tmp_path / "no.pt"))
 

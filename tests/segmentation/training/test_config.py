@@ -119,6 +119,12 @@ def test_config_of_a_run_reads_back(tmp_path):
         ("- a\n- b", "holds ['a', 'b']: expected a mapping with the sections out, model,"),
         ("out: {a", "is not YAML: while parsing"),
         ("out: a\nout: b", "is not YAML: out is given twice"),
+        ("out: " + 2000 * "[", "is not YAML: it is nested too deeply"),
+        (DATA + "out: 3", "out is 3: "),
+        (
+            "data: {kind: voc, root: x, options: {check_files: false}}",
+            "data.option 'check_files' is unknown: expected one",
+        ),
     ],
 )
 def test_mistakes_are_named(mistake, text, message):
@@ -154,19 +160,27 @@ def test_mistakes_in_a_change_are_named(mistake, change, message):
     assert mistake("out: runs\n" + DATA, change).startswith(message)
 
 
+def test_sections_may_share_settings(tmp_path):
+    path = tmp_path / "shared.yaml"
+    path.write_text("data: {kind: voc, root: x, <<: &shared {flip: false, workers: 1}, workers: 3}")
+    data = load_config(str(path)).data
+    assert (data.flip, data.workers) == (False, 3)
+
+
 def test_unknown_recipe_names_the_others():
     with pytest.raises(FileNotFoundError, match=r"config voc is neither a file nor a recipe: .*generated.*voc_resnet"):
         load_config("voc")
 
 
 def test_harmless_changes_are_no_changes():
-    before = load_config("generated").plain()
+    before = load_config("voc_resnet101").plain()
     sets = ("out=b", "data.workers=3", "training.device=cuda", "data.root=c", "data.options.sbd=d")
-    now = load_config("generated", sets).plain()
+    now = load_config("voc_resnet101", sets).plain()
     assert changed_settings(before, now) == []
-    now = load_config("generated", ["model.layer.eps=1e-3", "data.flip=true", "data.options.a=1"]).plain()
+    sets = ("model.layer.eps=1e-3", "data.flip=false", "data.options.num_classes=5")
+    now = load_config("voc_resnet101", sets).plain()
     assert changed_settings(before, now) == [
-        "data.flip was False and is True",
-        "data.options.a was None and is 1",
+        "data.flip was True and is False",
+        "data.options.num_classes was None and is 5",
         "model.layer.eps was None and is 0.001",
     ]

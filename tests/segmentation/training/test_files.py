@@ -64,6 +64,13 @@ def test_old_content_stays_when_writing_fails(tmp_path, error, reason):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_no_folder_to_write_to(tmp_path):
+    path = tmp_path / "nowhere" / "x.json"
+    message = r"x\.json could not be written \(.*No such file.*\): there was none before it"
+    with pytest.raises(OSError, match=message), replacing(path) as part:
+        part.write_text("{}")
+
+
 def test_other_errors_pass_through(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_and_fail(tmp_path / "a", KeyboardInterrupt())
