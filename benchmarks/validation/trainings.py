@@ -66,8 +66,8 @@ def train_all(
     if not (data / BUDGET).is_file():
         build(data, train=budget.train, val=budget.val, seed=DATA_SEED)
         _write_json(data / BUDGET, asdict(budget))
-    elif json.loads((data / BUDGET).read_text()) != asdict(budget):
-        raise ValueError(f"{data} was made for another budget: expected {budget}; choose another folder")
+    elif (found := json.loads((data / BUDGET).read_text())) != asdict(budget):
+        raise ValueError(f"{data} was made for the budget {found}: expected {asdict(budget)}; choose another folder")
     threads = max(1, torch.get_num_threads() // jobs)
     one = partial(_train_one, folder=folder, budget=budget, device=device, threads=threads)
     found = {}
@@ -85,8 +85,8 @@ def _train_one(variant: Variant, *, folder: Path, budget: Budget, device: str, t
         RECIPE,
         [
             *variant.sets,
-            f"out={out}",
-            f"data.root={folder / 'data'}",
+            f"out={json.dumps(str(out))}",
+            f"data.root={json.dumps(str(folder / 'data'))}",
             f"training.steps={budget.steps}",
             f"training.validate_every={max(1, budget.steps // budget.judgements)}",
             f"training.device={device}",

@@ -34,7 +34,8 @@ def test_every_variant_is_trained_once():
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """The folder of a quick run with few answers to each question, and what the command returned."""
-    out = tmp_path_factory.mktemp("validation")
+    # a name that YAML would read as another one
+    out = tmp_path_factory.mktemp("validation") / "run #2: all"
     with pytest.MonkeyPatch.context() as patch:
         for module in (variants, run):
             patch.setattr(module, "ABLATIONS", {"initial bases": variants.ABLATIONS["initial bases"]})
@@ -65,7 +66,7 @@ def test_trainings_are_kept(report, monkeypatch):
     )
     assert first == again
     assert first[0].variant == variant
-    with pytest.raises(ValueError, match="another budget"):
+    with pytest.raises(ValueError, match=r"made for the budget \{.*: expected \{"):
         trainings.train_all([variant], out / "trainings", trainings.Budget(), device="cpu", jobs=1)
 
 
