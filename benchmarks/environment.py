@@ -6,12 +6,12 @@ import os
 import platform
 import subprocess
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 import ema_ops
+from ema_ops.cli.info import installed_version
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -21,7 +21,7 @@ def environment(device: torch.device) -> dict[str, str]:
     return {
         "device": device_name(device),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": installed_version("triton"),
         "cuda": torch.version.cuda or torch.version.hip or "",
         "python": platform.python_version(),
         "ema_ops": ema_ops.__version__,
@@ -54,10 +54,3 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         found = ""
     return found or os.environ.get("EMA_OPS_COMMIT") or "unknown"
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"ema_ops {ema_ops.__version__}")
     print(f"python  {platform.python_version()}")
     print(f"torch   {torch.__version__}")
-    print(f"triton  {_installed('triton')}")
+    print(f"triton  {installed_version('triton')}")
     print(f"core    {_core()}")
     print(f"devices {', '.join(map(_described_device, _devices()))}")
     print(f"EMA_OPS_BACKEND {_wanted()}")
@@ -119,7 +119,8 @@ def _wanted() -> str:
     return "not set: the first usable backend that fits" if wanted is None else wanted
 
 
-def _installed(package: str) -> str:
+def installed_version(package: str) -> str:
+    """The version of a package, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
