@@ -47,8 +47,9 @@ def em_attention(
         x: features [B, N, C] or [B, H, N, C] (heads); float32, bfloat16, float16 or float64, any strides. For
             inference also float8_e4m3fn, which counts as x.to(torch.bfloat16), exactly; what x was divided by to fit
             belongs into `scale`.
-        bases: initial bases [C, K] or [B, C, K] (with heads [H, C, K] or [B, H, C, K]), in float32 or the
-            dtype of x; used as they are, so normalise them over C first if you want the paper's start.
+        bases: initial bases [C, K] or [B, C, K] (with heads [H, C, K] or [B, H, C, K]), in float32 or
+            16 bits, float64 only beside x of it; used as they are, so normalise them over C first if you want the
+            paper's start.
         num_iters: number of iterations T, at least 1.
         scale: temperature; logits are scale * x bases.
         weight: finite, non-negative weight of every position, broadcastable to [B, N] (with heads [N] or, with three

@@ -31,9 +31,7 @@ def check_floating(name: str, value: Any, dtypes: tuple[torch.dtype, ...] = DTYP
         raise TypeError(f"{name} is {type(value).__name__}: expected a tensor")
     if value.dtype not in dtypes:
         raise TypeError(f"{name} has dtype {value.dtype}: expected one of {_names(dtypes)}")
-    if value.layout != torch.strided or value.is_nested:
-        kind = "nested" if value.is_nested else str(value.layout)
-        raise TypeError(f"{name} is a {kind} tensor: expected a dense (strided) one")
+    _check_strided(name, value)
 
 
 def check_loop_features(x: Any) -> None:
@@ -86,6 +84,7 @@ def check_weight(weight: Any, x: Tensor, ranks: tuple[int, ...], expected: str) 
         raise TypeError(f"weight is {type(weight).__name__}: expected a tensor or None")
     if weight.dtype != torch.bool and weight.dtype not in DTYPES:
         raise TypeError(f"weight has dtype {weight.dtype}: expected bool or one of {_names(DTYPES)}")
+    _check_strided("weight", weight)
     if weight.dim() not in ranks:
         raise ValueError(f"weight has shape {_shape(weight)}: expected it {expected}")
     if weight.requires_grad:
@@ -94,9 +93,8 @@ def check_weight(weight: Any, x: Tensor, ranks: tuple[int, ...], expected: str) 
 
 
 def check_weight_values(weight: Tensor) -> None:
-    """Finite numbers >= 0, looked at where that costs no synchronisation, or on request."""
-    checked = weight.device.type == "cpu" or os.environ.get("EMA_OPS_CHECK_VALUES") == "1"
-    if checked and weight.dtype != torch.bool:
+    """Finite numbers >= 0, looked at where that costs no synchronisation, or on request. Raises ValueError."""
+    if (_values_are_wanted() or weight.device.type == "cpu") and weight.dtype != torch.bool:
         wrong = weight[~((weight >= 0) & weight.isfinite())]
         if wrong.numel() > 0:
             raise ValueError(f"weight has the value {wrong[0].item():g}: expected finite numbers >= 0")
@@ -123,6 +121,13 @@ def check_same_num_bases(logit_bases: Tensor, value_bases: Tensor) -> None:
             f"value_bases has shape {_shape(value_bases)}, {value_bases.shape[-1]} bases: "
             f"expected K = {logit_bases.shape[-1]} as in logit_bases {_shape(logit_bases)}"
         )
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}): expected True or False")
+    return value
 
 
 def check_count(name: str, value: Any) -> int:
@@ -274,9 +279,22 @@ class Problem(NamedTuple):
         )
 
 
+def _values_are_wanted() -> bool:
+    text = os.environ.get("EMA_OPS_CHECK_VALUES", "")
+    if text not in ("", "0", "1"):
+        raise ValueError(f"EMA_OPS_CHECK_VALUES is {text!r}: expected 1 or 0")
+    return text == "1"
+
+
 def _as_float(value: Any) -> float:
     """`value` as a float; a whole number too large for one as infinity."""
     return math.inf if isinstance(value, int) and abs(value) > sys.float_info.max else float(value)
+
+
+def _check_strided(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else str(tensor.layout)
+        raise TypeError(f"{name} is a {kind} tensor: expected a dense (strided) one")
 
 
 def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:

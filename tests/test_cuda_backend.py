@@ -205,9 +205,10 @@ def test_kernels_overlap_only_if_they_wait(architectures, overlap, hopper, monke
     assert (plan["overlap"], plan["hopper"]) == (overlap, hopper)
 
 
-def test_unknown_part_of_hopper(monkeypatch):
-    monkeypatch.setenv("EMA_OPS_HOPPER", "tiles,wings")
-    with pytest.raises(ValueError, match="'tiles,wings': expected 0, 1, or of tiles, overlap, loop"):
+@pytest.mark.parametrize("text", ["tiles,wings", "0,tiles", "0,1"])
+def test_unknown_part_of_hopper(text, monkeypatch):
+    monkeypatch.setenv("EMA_OPS_HOPPER", text)
+    with pytest.raises(ValueError, match=f"'{text}': expected 0 alone, 1, or of tiles, overlap, loop"):
         hopper_parts()
 
 

@@ -52,6 +52,7 @@ LOOP = [
     ("weight size", {"weight": torch.ones(2, 9)}, ValueError, r"\[2, 9\]: expected it to broadcast to \[2, 10\]"),
     ("weight batch", {"weight": torch.ones(3, 10)}, ValueError, r"\[3, 10\]: expected it to broadcast to \[2, 10\]"),
     ("weight grad", {"weight": torch.ones(2, 10, requires_grad=True)}, ValueError, "expected weight.detach()"),
+    ("weight sparse", {"weight": torch.ones(2, 10).to_sparse()}, TypeError, "weight is a torch.sparse_coo tensor"),
     ("weight device", {"weight": torch.ones(10, device="meta")}, ValueError, "weight is on meta: expected cpu"),
     (
         "weight negative",
@@ -129,3 +130,9 @@ def test_numbers_of_numpy_are_numbers():
     expected = ema_ops.em_attention(X, BASES, num_iters=2, scale=0.5)[0]
     got = ema_ops.em_attention(X, BASES, num_iters=np.int64(2), grad_iters=np.int32(2), scale=np.float32(0.5))[0]
     assert torch.equal(got, expected)
+
+
+def test_a_wrong_word_for_checking_values_raises(monkeypatch):
+    monkeypatch.setenv("EMA_OPS_CHECK_VALUES", "yes")
+    with pytest.raises(ValueError, match="EMA_OPS_CHECK_VALUES is 'yes': expected 1 or 0"):
+        ema_ops.em_attention(X, BASES, weight=torch.ones(2, 10))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..functional import apply_em_attention
 from ..problem import (
     check_count,
     check_eps,
+    check_flag,
     check_floating,
     check_grad_iters,
     check_loop_features,
@@ -83,17 +85,16 @@ class EMAttention(nn.Module):
             raise ValueError(f"num_heads is {num_heads}: expected a divisor of channels = {channels}")
         self.scale = check_scale(scale)
         self.momentum = _check_momentum(momentum)
-        self.learnable_bases = _check_flag("learnable_bases", learnable_bases)
+        self.learnable_bases = check_flag("learnable_bases", learnable_bases)
         if renormalize not in RENORMALIZE:
             raise ValueError(f"renormalize is {renormalize!r}: expected one of {', '.join(map(repr, RENORMALIZE))}")
         self.renormalize = renormalize
         self.eps, self.eps_mode = check_eps(eps, eps_mode), eps_mode
-        if learnable_bases and check_grad_iters(grad_iters, num_iters) < num_iters:
+        if check_grad_iters(grad_iters, num_iters) < num_iters and learnable_bases:
             raise ValueError(
                 f"grad_iters is {grad_iters} with learnable_bases: expected None or num_iters = {num_iters}, "
                 "or the bases would never get a gradient"
             )
-        check_grad_iters(grad_iters, num_iters)
         self.grad_iters = grad_iters
         if not isinstance(channel_dim, int) or channel_dim not in (1, -1):
             raise ValueError(f"channel_dim is {channel_dim!r}: expected 1 for [B, C, *spatial] or -1 for tokens")
@@ -144,6 +145,7 @@ class EMAttention(nn.Module):
             ValueError, TypeError: an argument does not fit.
             RuntimeError: the forward is recomputed inside backward and would move the running bases again.
         """
+        check_flag("return_bases", return_bases)
         y, last_bases = self.run(apply_em_attention, x, weight, num_iters, update_bases)
         return (y, last_bases) if return_bases else y
 
@@ -186,13 +188,17 @@ class EMAttention(nn.Module):
         `weight` [B, N] only tells which images have a position that counts.
 
         Raises:
-            ValueError: the bases are learnable, or `bases` has another shape.
+            ValueError: the bases are learnable, or `bases` or `weight` has another shape or is on another device.
+            TypeError: `bases` or `weight` is no tensor of such a dtype.
         """
         if self.learnable_bases:
             raise ValueError("learnable_bases is True: there is no running average to move")
         check_floating("bases", bases)
         if bases.dim() != 4 or bases.shape[1:] != self.bases.shape:
             raise ValueError(f"bases has shape {list(bases.shape)}: expected [B, {str(list(self.bases.shape))[1:]}")
+        if bases.device != self.bases.device:
+            raise ValueError(f"bases is on {bases.device}: expected {self.bases.device}, the device of the layer")
+        check_weight(weight, bases, (2,), "to be [B, N]")
         update_running_bases(
             self.bases,
             bases,
@@ -221,7 +227,7 @@ class EMAttention(nn.Module):
 
     def _moves_bases(self, update_bases: bool | None) -> bool:
         if update_bases is not None:
-            _check_flag("update_bases", update_bases)
+            check_flag("update_bases", update_bases)
         if self.learnable_bases:
             if update_bases:
                 raise ValueError("update_bases is True with learnable_bases: there is no running average to move")
@@ -252,15 +258,10 @@ class EMAttention(nn.Module):
         return weight.flatten(1)
 
 
-def _check_flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}): expected True or False")
-    return value
-
-
 def _check_momentum(momentum: Any) -> float:
-    if isinstance(momentum, bool) or not isinstance(momentum, (int, float)):
+    if isinstance(momentum, bool) or not isinstance(momentum, Real):
         raise TypeError(f"momentum is {momentum!r} ({type(momentum).__name__}): expected a number")
-    if not 0 <= momentum <= 1:
+    share = float(momentum)
+    if not 0 <= share <= 1:
         raise ValueError(f"momentum is {momentum}: expected 0 to 1, the weight of the new value")
-    return float(momentum)
+    return share

@@ -50,6 +50,7 @@ def update_running_bases(
 
 
 def normalize_over_channels(bases: Tensor, eps: float, eps_mode: str) -> Tensor:
-    """`bases` [.., C, K] with every column scaled to length one."""
+    """`bases` [.., C, K] with every column scaled to length one; a column of zeros stays, also with eps = 0."""
     length = torch.linalg.vector_norm(bases, dim=-2, keepdim=True)
-    return bases / (length + eps if eps_mode == "add" else length.clamp_min(eps))
+    divisor = length + eps if eps_mode == "add" else length.clamp_min(eps)
+    return bases / divisor.masked_fill(divisor == 0, 1)

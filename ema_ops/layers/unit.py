@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..problem import check_floating
+from ..problem import check_flag, check_floating
 from .attention import EMAttention
 from .unit_ways import attend_folded, choose_way, refusal_to_fold, run_as_one
 
@@ -74,6 +74,7 @@ class EMAUnit(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The unit on `x` [B, C, H, W]; all other arguments, results and errors as in `EMAttention.forward`."""
         check_floating("x", x)
+        check_flag("return_bases", return_bases)
         if x.dim() != 4 or x.shape[1] != self.attention.channels:
             raise ValueError(f"x has shape {list(x.shape)}: expected [B, {self.attention.channels}, H, W]")
         given = (weight, num_iters, update_bases)

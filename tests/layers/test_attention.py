@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -205,6 +206,11 @@ def test_option_errors(options, error, message):
         EMAttention(**{"channels": 8, **options})
 
 
+def test_numbers_of_numpy_are_numbers():
+    layer = EMAttention(8, np.int64(5), momentum=np.float32(0.5), scale=np.float32(0.5))
+    assert (layer.momentum, layer.scale, layer.num_bases) == (0.5, 0.5, 5)
+
+
 CALLS = [
     ({"x": torch.randn(2, 8)}, ValueError, r"x has shape \[2, 8\]: expected \[B, C, \*spatial\] with C = 8"),
     ({"x": torch.randn(2, 6, 8)}, ValueError, r"x has shape \[2, 6, 8\]"),
@@ -216,6 +222,7 @@ CALLS = [
     ({"weight": torch.ones(2, 11)}, ValueError, r"weight has shape \[2, 11\]"),
     ({"num_iters": 0}, ValueError, "num_iters is 0"),
     ({"update_bases": "no"}, TypeError, "update_bases is 'no'"),
+    ({"return_bases": "no"}, TypeError, "return_bases is 'no'"),
 ]
 
 
@@ -236,3 +243,16 @@ def test_learnable_bases_have_no_average_to_move():
         layer(torch.randn(2, 8, 3, 4), update_bases=True)
     with pytest.raises(ValueError, match="no running average to move"):
         layer.update_running_bases(torch.randn(2, 1, 8, 5))
+
+
+MOVES = [
+    ({"bases": torch.ones(2, 1, 8, 5, device="meta")}, ValueError, "bases is on meta: expected cpu"),
+    ({"weight": [1.0]}, TypeError, "weight is list: expected a tensor or None"),
+    ({"weight": torch.ones(2)}, ValueError, r"weight has shape \[2\]: expected it to be \[B, N\]"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), MOVES)
+def test_errors_of_moving_the_running_bases(arguments, error, message):
+    with pytest.raises(error, match=message):
+        EMAttention(8, 5).update_running_bases(**{"bases": torch.ones(2, 1, 8, 5), **arguments})

@@ -52,6 +52,16 @@ def test_without_any_usable_image_the_buffer_stays(bases, renormalize):
     assert torch.equal(running, before)
 
 
+@pytest.mark.parametrize("eps_mode", ["add", "max"])
+@pytest.mark.parametrize("renormalize", ["mixed", "mean", "none"])
+def test_a_dead_base_without_eps_does_not_make_the_buffer_nan(renormalize, eps_mode):
+    layer = ema_ops.EMAttention(8, 5, momentum=1.0, renormalize=renormalize, eps=0.0, eps_mode=eps_mode)
+    _, bases = layer(torch.zeros(2, 8, 6, 5), return_bases=True)
+    assert torch.count_nonzero(bases) == 0
+    assert torch.count_nonzero(layer.bases) == 0
+    assert layer(torch.randn(2, 8, 6, 5)).isfinite().all()
+
+
 def test_a_nan_image_in_a_batch_does_not_reach_the_buffer():
     clean, dirty = ema_ops.EMAttention(8, 5), ema_ops.EMAttention(8, 5)
     dirty.load_state_dict(clean.state_dict())

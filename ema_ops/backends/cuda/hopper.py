@@ -21,8 +21,8 @@ def parse_hopper_parts(text: str) -> frozenset[str]:
     """ "tiles,overlap" -> {"tiles", "overlap"}."""
     words = set(filter(None, text.split(",")))
     parts = frozenset(words - {"0", "1"} | ({"tiles", "overlap"} if "1" in words else set()))
-    if not parts <= set(HOPPER_PARTS):
+    if not parts <= set(HOPPER_PARTS) or ("0" in words and len(words) > 1):
         raise ValueError(
-            f"EMA_OPS_HOPPER is {text!r}: expected 0, 1, or of {', '.join(HOPPER_PARTS)} with commas between"
+            f"EMA_OPS_HOPPER is {text!r}: expected 0 alone, 1, or of {', '.join(HOPPER_PARTS)} with commas between"
         )
     return parts
