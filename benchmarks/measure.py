@@ -26,7 +26,7 @@ class Timing:
 def time_workload(workload: Workload, device: torch.device, seconds: float) -> Timing:
     """Wall time on a CPU, time between events on a GPU (launches by Python included), for about `seconds`."""
     if device.type == "cuda":
-        return _time_on_cuda(workload.prepare, workload.step, device, seconds)
+        return _time_on_cuda(workload.prepare, workload.step, device, seconds, idle=True)
     samples: list[float] = []
     while len(samples) < MIN_REPEATS or (sum(samples) < seconds and len(samples) < MAX_REPEATS):
         prepared = workload.prepare()
@@ -51,18 +51,21 @@ def time_graph(workload: Workload, device: torch.device, seconds: float) -> Timi
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         results = workload.step(prepared, keep=True)
-    timing = _time_on_cuda(lambda: None, lambda _: graph.replay(), device, seconds)
+    timing = _time_on_cuda(lambda: None, lambda _: graph.replay(), device, seconds, idle=False)
     del results
     return timing
 
 
-def _time_on_cuda(prepare, step, device: torch.device, seconds: float) -> Timing:
-    """Each run starts with a cold L2 cache, as the floor counts reads from device memory."""
+def _time_on_cuda(prepare, step, device: torch.device, seconds: float, *, idle: bool) -> Timing:
+    """Each run starts with a cold L2 cache, as the floor counts reads from device memory. With `idle` nothing else is
+    left to do then, so that the GPU waits for launches; without, they are made while it is busy."""
     cache = torch.empty(4 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.int8, device=device)
 
     def run() -> tuple[torch.cuda.Event, torch.cuda.Event]:
         prepared = prepare()
         cache.zero_()
+        if idle:
+            torch.cuda.synchronize(device)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         step(prepared)

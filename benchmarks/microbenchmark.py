@@ -43,25 +43,22 @@ class Bench:
     common: Row
     rates: dict[str, Rates] = field(default_factory=dict)
 
-    def measure_case(self, case: Case, peers: dict[str, list[Peer]], progress: tqdm) -> list[Row]:
-        """The rows of all modes of one case, of the `peers` of each."""
+    def measure_case(self, case: Case, peers: dict[str, list[Peer]], progress: tqdm, rows: list[Row]) -> None:
+        """Append a row to `rows` for every mode of one case and for the `peers` of each, as soon as it is measured."""
         if self._is_late():
             progress.update(sum(map(len, peers.values())))
-            return [row for mode, of_mode in peers.items() for row in self._not_run(case, mode, of_mode)]
+            rows += [row for mode, of_mode in peers.items() for row in self._not_run(case, mode, of_mode)]
+            return
         if case.dtype not in self.rates:
             self.rates[case.dtype] = rates_of(self.options.device, case.dtype)
         subject = _Subject(case, self.options)
-        rows: dict[str, list[Row]] = {mode: [] for mode in peers}
         for peer in dict.fromkeys(peer for of_mode in peers.values() for peer in of_mode):
-            for mode, of_mode in rows.items():
-                if peer not in peers[mode]:
+            for mode, of_mode in peers.items():
+                if peer not in of_mode:
                     continue
                 progress.set_description(f"{case} {mode} {peer.name}")
-                of_mode.append(self.measure(subject, mode, peer))
+                rows.append(self.measure(subject, mode, peer))
                 progress.update()
-        for of_mode in rows.values():
-            add_ratios(of_mode)
-        return [row for of_mode in rows.values() for row in of_mode]
 
     def measure(self, subject: _Subject, mode: str, peer: Peer) -> Row:
         """One row: measured, or saying in `status` and `note` why not."""
@@ -113,6 +110,8 @@ class Bench:
         try:
             timing = time_graph(work, self.options.device, self.options.seconds)
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             return {"note": _joined(note, f"no CUDA graph: {_first_line(error)}")}
         names = ("graph_p20_ms", "graph_p50_ms", "graph_p80_ms")
         return dict(zip(names, map(number, (timing.p20, timing.p50, timing.p80)), strict=True))
@@ -156,7 +155,11 @@ class Bench:
     def _release(self) -> None:
         gc.collect()
         if self.options.device.type == "cuda":
-            torch.cuda.empty_cache()
+            try:
+                torch.cuda.empty_cache()
+            except RuntimeError as error:
+                # a lost GPU; the row that lost it says so, and so will all others
+                _print_trace(error)
 
 
 class _Subject:
@@ -214,9 +217,15 @@ def run(options: Options) -> int:
     total = len(cases) * sum(map(len, peers.values()))
     with tqdm(total=total, unit="row", dynamic_ncols=True) as progress:
         for case in cases:
-            of_case = bench.measure_case(case, peers, progress)
-            append(path, of_case)
-            rows += of_case
+            of_case: list[Row] = []
+            try:
+                bench.measure_case(case, peers, progress, of_case)
+            finally:
+                # what was measured before an interrupt counts
+                for mode in peers:
+                    add_ratios([row for row in of_case if row["mode"] == mode])
+                append(path, of_case)
+                rows += of_case
     text = "\n".join([table(read(path)), "", *ratio_lines(read(path))])
     (options.out / "table.txt").write_text(text.rstrip() + "\n")
     pictures = plot(read(path), options.out)

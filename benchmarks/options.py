@@ -126,7 +126,7 @@ def _checked(asked: Options) -> Options:
 
 def _device(name: str | None) -> torch.device:
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     expected = "expected cpu, cuda or cuda:0"
     try:
         device = torch.device(name)
@@ -136,4 +136,5 @@ def _device(name: str | None) -> torch.device:
         raise ValueError(f"device is {name!r}: {expected}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {name!r}: expected a present GPU, PyTorch sees {torch.cuda.device_count()}")
-    return device
+    # one without a number cannot be made the current one
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device

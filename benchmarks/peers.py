@@ -99,6 +99,8 @@ def _build_exact(case: Case) -> Function:
 
 def _build_compiled(case: Case) -> Function:
     torch.compiler.reset()
+    # or its backward could run only once, and never in a graph
+    torch._functorch.config.donated_buffer = False
     compiled = torch.compile(official, fullgraph=True, dynamic=False)
     return lambda inputs: compiled(inputs.x, inputs.bases, case.num_iters)
 

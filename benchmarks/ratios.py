@@ -67,10 +67,9 @@ def _against(rows: Iterable[Row], column: str, value: str, other: str) -> Iterat
 
 
 def _ratio(row: Row, other: Row) -> float:
-    mine, its = milliseconds(row), milliseconds(other)
-    assert mine is not None
-    assert its is not None
-    return mine / its
+    # a replay is compared with a replay only
+    column = "graph_p50_ms" if row["graph_p50_ms"] and other["graph_p50_ms"] else "p50_ms"
+    return float(row[column]) / float(other[column])
 
 
 def _key(row: Row, *without: str) -> Key:

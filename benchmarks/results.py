@@ -92,8 +92,9 @@ def read(path: Path) -> list[Row]:
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
-    """Only the last row of every case and peer."""
-    return list({tuple(row[column] for column in (*CASE, "peer")): row for row in rows}.values())
+    """Only the row of every case and peer that was measured last, whatever file it is in."""
+    in_time = sorted(rows, key=lambda row: row["utc"])
+    return list({tuple(row[column] for column in (*CASE, "peer")): row for row in in_time}.values())
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -147,6 +147,25 @@ def test_part_of_the_batch_is_checked_where_all_is_too_much(tmp_path, monkeypatc
     assert row["note"] == "checked on the last 1 of 3 images"
 
 
+def test_what_was_measured_before_an_interrupt_is_kept(tmp_path, monkeypatch):
+    def interrupted(inputs):
+        raise KeyboardInterrupt
+
+    with_peer(monkeypatch, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        microbenchmark.run(tiny(tmp_path, peers=("sdpa", "official-exact"), mode=("full",)))
+    rows = read(tmp_path / "measurements.csv")
+    assert [row["peer"] for row in rows] == ["ema_ops/torch", "sdpa"]
+    assert float(rows[0]["speedup_over_sdpa"]) > 0
+
+
+def test_a_gpu_has_a_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    asked = [options(device=name).device for name in (None, "cuda", "cuda:1")]
+    assert asked == [torch.device("cuda", 0), torch.device("cuda", 0), torch.device("cuda", 1)]
+
+
 def test_time_limit_leaves_rows_that_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", iter(range(1000)).__next__)
     assert microbenchmark.run(tiny(tmp_path, peers=("sdpa",), time_limit=2.5, mode=("forward", "full"))) == 0

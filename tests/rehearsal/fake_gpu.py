@@ -140,8 +140,12 @@ def install() -> None:
         for name, allocate in allocations.items():
             setattr(torch, name, refuse if fraction < 1 else allocate)
 
+    def set_device(device: object) -> None:
+        if isinstance(device, torch.device) and device.index is None:
+            raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
+
     replaced = {
-        "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "set_device": nothing(),
+        "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "set_device": set_device,
         "get_device_capability": lambda *_: (9, 0), "get_device_name": lambda *_: NAME,
         "get_device_properties": properties, "device": nullcontext, "stream": nullcontext, "Stream": Stream,
         "current_stream": lambda *_: Stream(), "Event": Event, "CUDAGraph": Graph, "graph": captured,
