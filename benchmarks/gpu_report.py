@@ -17,7 +17,8 @@ from .records import FAILED, Outcome, outcomes, read_parts
 from .results import RATIOS, Row, latest, read
 from .targets import write as write_targets
 
-FOR_PEOPLE = ("report.txt", "targets.md", "decision.md", "ncu.md")
+FOR_PEOPLE = ("report.txt", "targets.md", "decision.md")
+COUNTERS = "ncu.md"
 
 
 def main(argv: list[str]) -> int:
@@ -40,9 +41,8 @@ def main(argv: list[str]) -> int:
     (folder / "report.txt").write_text(text + "\n")
     print(text)
     if len(argv) > 1:
-        for name in FOR_PEOPLE:
-            for path in folder.rglob(name):
-                shutil.copy(path, Path(argv[1]) / name)
+        for path in [*(folder / name for name in FOR_PEOPLE), *folder.rglob(COUNTERS)]:
+            shutil.copy(path, Path(argv[1]) / path.name)
     failed = [o for of_file in tests.values() for o in of_file if o.outcome in FAILED]
     return 1 if failed or any(part.status != "0" for part in parts) else 0
 

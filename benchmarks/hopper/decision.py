@@ -13,8 +13,7 @@ from pathlib import Path
 
 from ema_ops.backends.cuda.hopper import HOPPER_PARTS
 
-from ..ratios import milliseconds
-from ..records import FAILED, Outcome
+from ..records import Outcome
 from ..results import Row, latest, number
 
 CORE = "ema_ops/cuda"
@@ -33,17 +32,16 @@ Times = dict[Case, dict[frozenset[str], float]]
 
 
 def measured(rows: Iterable[Row]) -> Times:
-    """Microseconds of every case by the parts that were on; of the unit the faster of folded and not."""
+    """Microseconds of a replay for every case by the parts that were on; of the unit the faster of folded and not."""
     found: Times = {}
     for row in latest(rows):
         match = re.fullmatch(rf"{CORE}(?::(?P<parts>[a-z,]+))?(?: folded)?", row["peer"])
-        time = milliseconds(row)
-        if match is None or time is None or row["mode"] not in MODES:
+        if match is None or row["status"] != "ok" or not row["graph_p50_ms"] or row["mode"] not in MODES:
             continue
         case = (row["mode"], row["memory_order"], int(row["batch"]), int(row["height"]), row["dtype"])
         parts = frozenset(filter(None, (match["parts"] or "").split(",")))
         times = found.setdefault(case, {})
-        times[parts] = min(1e3 * time, times.get(parts, float("inf")))
+        times[parts] = min(1e3 * float(row["graph_p50_ms"]), times.get(parts, float("inf")))
     return found
 
 
@@ -69,12 +67,15 @@ def faster_from(ratios: Mapping[Case, float]) -> int | None:
 
 
 def verdict(part: str, tests: Mapping[str, Sequence[Outcome]]) -> str:
-    """What the tests with `part` on said, in words; "right" begins it if there are some and none failed."""
+    """What the tests with `part` on said, in words; "right" begins it if there are some and all were."""
     told = [o for name, each in tests.items() if name.startswith("hopper") for o in each if _has(o.test, part)]
-    bad = [o for o in told if o.outcome in FAILED]
+    bad = [o for o in told if o.outcome == "failed"]
+    stopped = [o for o in told if o.outcome == "never ended"]
     passed = sum(o.outcome == "passed" for o in told)
     if bad:
         return f"WRONG: {len(bad)} of {len(told)} tests, first {bad[0].test}"
+    if stopped:
+        return f"unclear: {len(stopped)} of {len(told)} tests never ended, first {stopped[0].test}"
     return f"right: {passed} tests" if passed else "not tested"
 
 

@@ -38,10 +38,12 @@ def test_a_part_is_proposed_from_where_it_always_gains(tmp_path):
     assert "| forward bfloat16 channels_last B=16 65x65 | 1000 | 700 (0.7x) | 600 (0.6x) | overlap,tiles |" in text
 
 
-@pytest.mark.parametrize("outcome", ["failed", "never ended"])
-def test_what_was_wrong_is_never_proposed(outcome, tmp_path):
+@pytest.mark.parametrize(
+    ("outcome", "words"), [("failed", "WRONG: 1 of 1 tests"), ("never ended", "unclear: 1 of 1 tests never ended")]
+)
+def test_what_was_wrong_or_stopped_is_never_proposed(outcome, words, tmp_path):
     text = write(rows({16: 0.5}, {16: 0.4}), outcomes_of(outcome), tmp_path / "decision.md")
-    assert "| tiles | WRONG: 1 of 1 tests" in text
+    assert f"| tiles | {words}" in text
     assert "`FORWARD_TILES = NEVER`" in text
     assert "`OVERLAP = from(67600)`" in text
 

@@ -53,6 +53,21 @@ def test_report_without_any_result_still_is_written(tmp_path):
     assert "not measured" in text
 
 
+def test_reports_of_earlier_calls_below_are_not_taken_for_this_one(tmp_path):
+    folder, out = tmp_path / "all", tmp_path / "out"
+    for path in (folder / "first", out):
+        path.mkdir(parents=True)
+    for name in ("report.txt", "targets.md", "decision.md", "ncu.md"):
+        (folder / "first" / name).write_text("of an earlier call")
+    gpu_report.main([str(folder), str(out)])
+    assert {path.name: path.read_text() == "of an earlier call" for path in out.iterdir()} == {
+        "report.txt": False,
+        "targets.md": False,
+        "decision.md": False,
+        "ncu.md": True,
+    }
+
+
 def test_a_test_that_fails_in_any_phase_has_failed(tmp_path):
     lines = record("one", "started") + record("one", "passed", ratio="1.5", note="words") + record("one", "failed")
     (tmp_path / "a.jsonl").write_text(lines)

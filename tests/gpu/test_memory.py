@@ -13,6 +13,7 @@ from judge import assert_close_to_reference
 
 import ema_ops
 from ema_ops import reference
+from ema_ops.backends import load
 
 BATCH, POSITIONS, CHANNELS, BASES, ITERS = LARGE = (16, 65 * 65, 512, 64, 3)
 
@@ -61,7 +62,9 @@ def test_what_a_call_takes_and_keeps(backend, order, record_property):
         record_property(name, f"{ratio:.3f}")
     assert last.shape == (BATCH, *call.bases.shape)
     assert ratios["forward_memory_over_y"] <= 1.6
-    assert ratios["backward_memory_over_x"] <= 2.2
+    # kernels for Hopper copy x first where its rows are not aligned
+    copies = order == "columns" and "tiles" in load("cuda").wanted_parts()
+    assert ratios["backward_memory_over_x"] <= (3.2 if copies else 2.2)
     assert kept <= promised
 
 
