@@ -34,7 +34,7 @@ def derivative_is_wanted(*arguments):
         return True
     if torch.is_grad_enabled():
         for argument in arguments:
-            if type(argument) not in VALUES and argument.requires_grad:
+            if type(argument) not in VALUES and getattr(argument, "requires_grad", False):
                 return True
     return False
 

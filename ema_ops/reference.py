@@ -48,7 +48,7 @@ def em_attention(
     The reconstruction (paper equation 6) takes the last responsibilities with the last bases. The gradient flows
     through the last `grad_iters` iterations: None for all, 0 for none (both results are then constants).
     """
-    grad_iters = num_iters if grad_iters is None else grad_iters
+    grad_iters = _checked(grad_iters, num_iters)
     constant_x = x.detach()
     for iteration in range(num_iters):
         if iteration >= num_iters - grad_iters:
@@ -79,7 +79,7 @@ def em_attention_backward(
     The second is None when the gradient stops before the initial bases (`grad_iters` < `num_iters`). Only x, the
     bases of every iteration, the masses and the lengths are used; responsibilities are computed again.
     """
-    grad_iters = num_iters if grad_iters is None else grad_iters
+    grad_iters = _checked(grad_iters, num_iters)
     grad_x = torch.zeros_like(x)
     if grad_iters == 0:
         return grad_x, None
@@ -140,3 +140,12 @@ def _divide(numerator: Tensor, value: Tensor, eps: float, eps_mode: str) -> Tens
 def _length(means: Tensor) -> Tensor:
     """L2 norm over C, [.., 1, K]; its gradient at 0 is 0 and not NaN."""
     return torch.linalg.vector_norm(means, dim=-2, keepdim=True)
+
+
+def _checked(grad_iters: int | None, num_iters: int) -> int:
+    """`grad_iters`, of None all iterations. Raises ValueError."""
+    if num_iters < 1:
+        raise ValueError(f"num_iters is {num_iters}: expected at least 1")
+    if grad_iters is not None and not 0 <= grad_iters <= num_iters:
+        raise ValueError(f"grad_iters is {grad_iters}: expected 0 to num_iters = {num_iters}, or None for all")
+    return num_iters if grad_iters is None else grad_iters

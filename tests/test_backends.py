@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,3 +80,10 @@ def test_info_tells_every_backend_and_why_not(capsys):
 def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "ema_ops"], capture_output=True, text=True, check=True)
     assert "backend torch" in done.stdout
+
+
+def test_other_strings_are_names_too():
+    x = torch.randn(1, 5, 4, requires_grad=True)
+    y, _ = ema_ops.em_attention(x, torch.randn(4, 3), backend=np.str_("torch"), eps_mode=np.str_("add"))
+    y.sum().backward()
+    assert x.grad is not None

@@ -96,3 +96,12 @@ def test_weight_zero_equals_leaving_the_position_out():
     torch.testing.assert_close(last, last_short)
     torch.testing.assert_close(y[:, :13], y_short)
     assert y[:, 13:].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"num_iters": 0}, "num_iters is 0: expected at least 1"), ({"grad_iters": 4}, "grad_iters is 4: expected 0 to")],
+)
+def test_iterations_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        reference.em_attention(torch.ones(1, 2, 3), torch.ones(3, 2), **options)
